@@ -1,0 +1,42 @@
+"""A gate's threshold: the lowest that keeps to a stated false-refusal budget in every stratum of benign prompts."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from demur.errors import PromptError, SettingsError
+
+
+def conformal_threshold(scores: Sequence[float], budget: float) -> float:
+    """The threshold that a new prompt of the same kind reaches with probability at most `budget`.
+
+    The split-conformal quantile: the ⌈(n + 1)(1 − budget)⌉-th smallest score, and just above it (Vovk et al. 2005;
+    Angelopoulos & Bates, arXiv 2107.07511). With too few scores for the budget it is infinite: the gate stays shut.
+
+    Raises:
+        PromptError: no scores.
+    """
+    if not scores:
+        raise PromptError("no validation prompts for a stratum; a threshold needs some.")
+    rank = math.ceil((len(scores) + 1) * (1 - budget))
+    if rank > len(scores):
+        return math.inf
+    return math.nextafter(sorted(scores)[rank - 1], math.inf)
+
+
+def threshold(scores: Mapping[str, Sequence[float]], budgets: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """The highest of the strata's thresholds, and each of them.
+
+    A stratum too small for its guarantee (n + 1 < 1 / budget) takes its highest score instead, as the best it can say.
+
+    Raises:
+        SettingsError: a stratum without a budget.
+    """
+    each = {}
+    for stratum, found in scores.items():
+        if stratum not in budgets:
+            raise SettingsError(
+                f"no false-refusal budget for {stratum!r} prompts; budgets are for {', '.join(budgets)}."
+            )
+        exact = conformal_threshold(found, budgets[stratum])
+        each[stratum] = exact if math.isfinite(exact) else math.nextafter(max(found), math.inf)
+    return max(each.values()), each

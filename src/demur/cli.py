@@ -1,0 +1,98 @@
+"""The command line: verbs, a config file, and errors in one sentence.
+
+Verbs are named here and imported only when used, so that `demur --help` answers at once.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Toml
+from cyclopts.exceptions import UnknownOptionError
+
+from demur import __version__
+from demur.errors import DemurError, SettingsError
+
+VERBS = {
+    "demo": ("demur.verbs.demo:demo_verb", "The whole line on the embedded model: a report, and its path."),
+    "train": ("demur.verbs.train:train_verb", "Text → SAE."),
+    "find": ("demur.verbs.find:find_verb", "SAE + prompts → features that write refusal and read harm."),
+    "calibrate": ("demur.verbs.calibrate:calibrate_verb", "Features + a false-refusal budget → policies."),
+    "chat": ("demur.verbs.chat:chat_verb", "A policy → a conversation."),
+    "evaluate": ("demur.verbs.evaluate:evaluate_verb", "Policies × prompts → a table with intervals."),
+    "report": ("demur.verbs.report:report_verb", "A run → one HTML page."),
+    "inspect": ("demur.verbs.inspect:inspect_verb", "Any file → what it is."),
+}
+
+app = App(
+    name="demur",
+    help="Makes a language model refuse what it should, and only that, without touching its weights.",
+    version=__version__,
+    exit_on_error=False,
+    print_error=False,
+    help_on_error=False,
+)
+for _name, (_where, _help) in VERBS.items():
+    app.command(_where, name=_name, help=_help)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(name=["-c", "--config"])] = None,
+    debug: bool = False,
+) -> None:
+    """Common to all verbs.
+
+    Parameters
+    ----------
+    config
+        TOML file with a section for the verb, such as [train]; flags go before it.
+    debug
+        Show the traceback of an error.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise SettingsError(f"config {config} does not exist; give a TOML file with a section [{_verb(tokens)}].")
+        app.config = (Toml(config, must_exist=True),)
+    app(tokens)
+
+
+def _verb(tokens: tuple[str, ...]) -> str:
+    return next((t for t in tokens if not t.startswith("-")), "verb")
+
+
+def main() -> None:
+    """Runs the command line: exit 0 done, 1 our error in one sentence, 2 wrong usage, 130 after Ctrl-C."""
+    debug = "--debug" in sys.argv
+    try:
+        app.meta(sys.argv[1:])
+    except DemurError as error:
+        if debug:
+            raise
+        _stop(str(error), 1)
+    except CycloptsError as error:
+        if debug:
+            raise
+        token = getattr(error, "token", None)
+        if token is None or token.source in ("", "cli"):
+            _stop(f"{error} Type `demur {_verb(tuple(sys.argv[1:]))} --help` for what it takes.", 2)
+        # What a file says is input, not usage.
+        _stop(_unknown_key(error) if isinstance(error, UnknownOptionError) else str(error), 1)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command with the same --run goes on from here.", 130)
+
+
+def _unknown_key(error: UnknownOptionError) -> str:
+    key = (error.token.keyword or error.token.value).strip("[]").split("][")[-1].replace("-", "_")
+    known = [n.lstrip("-").split(".")[-1].replace("-", "_") for a in error.argument_collection for n in a.names]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(dict.fromkeys(known))}."
+    return f"{error.token.source}: unknown key `{key}`; {hint}"
+
+
+def _stop(message: str, code: int) -> None:
+    sys.stderr.write(f"demur: {' '.join(message.split())}\n")
+    sys.exit(code)

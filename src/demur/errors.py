@@ -1,0 +1,41 @@
+"""Everything demur raises on purpose.
+
+    DemurError
+    ├── SettingsError     a flag, a key or a value that no stage knows
+    ├── FileError         a file that is missing, truncated, of another kind, or hostile
+    ├── ModelError        a model that cannot be had, or whose structure is not understood
+    ├── PromptError       an empty set, a prompt longer than the context, a row without what it needs
+    ├── SAEError          a feature out of range, a width that does not fit
+    └── PolicyError       an unknown policy, or one made for another model or SAE
+
+A message is one sentence or two that say what was given, what was expected and what to type. The command line prints
+it without a traceback (`--debug` shows it) and exits with 1.
+"""
+
+
+class DemurError(Exception):
+    """Bad input or a state that the user can mend; the message is written for them."""
+
+
+class SettingsError(DemurError):
+    """A setting is unknown, of the wrong type or out of bounds."""
+
+
+class FileError(DemurError):
+    """A file is missing, unreadable, truncated or not what it should be."""
+
+
+class ModelError(DemurError):
+    """A model cannot be loaded, or its blocks cannot be found."""
+
+
+class PromptError(DemurError):
+    """A prompt or a set of prompts cannot be used."""
+
+
+class SAEError(DemurError):
+    """An SAE does not fit the model, or a feature is not in it."""
+
+
+class PolicyError(DemurError):
+    """A policy is unknown or was made for another model or SAE."""

@@ -1,0 +1,311 @@
+"""Finding the features that write refusal (actuators) and those that read harm (sensors)."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from demur.activations.harvest import read
+from demur.config import Settings
+from demur.data.prompts import shipped_prompts
+from demur.data.refusals import openings, refusals
+from demur.evaluation.judges import rules
+from demur.evaluation.outcomes import transcript
+from demur.features.contrast import read_replies, separation
+from demur.features.effect import Bench, Conversation, refusal_log_odds, try_policies
+from demur.features.evidence import evidence
+from demur.features.optimise import optimise
+from demur.features.reading import read_prompts
+from demur.features.sensors import fit
+from demur.models.chat import tokens_and_roles
+from demur.models.generation import GenerationSettings
+from demur.progress import bar
+from demur.records import Feature, FeatureSet, Pooling, Positions, Prompt, PromptSet
+from demur.steering.generate import generate
+from demur.steering.policies import NONE
+from demur.steering.score import reply_log_probs
+
+REFUSAL_TOKENS = 16
+"""First tokens of a refusal and of a compliant reply that are compared; what follows is hardly about refusing."""
+_ABOUT_SENSORS = (
+    "Sensors: what is left of a logistic model of harmful against benign training prompts when it may keep {} features."
+)
+OWN_WORDS = 5
+"""First sentences of refusals that `effect` makes likely."""
+PAPER_DOSE = 0.4
+"""The value to which the paper's candidates are clamped, as a share of the residual stream's norm."""
+ENOUGH_OWN = 16
+"""Refusals of the model's own that are enough to tell what is regular in refusals from what is not."""
+
+
+class FindSettings(Settings):
+    """How features are found, and on how many prompts."""
+
+    method: Literal["effect", "contrast", "paper"] = "effect"
+    """effect: a set of features that together make the model refuse, by gradient descent; contrast: more active in
+    refusing than in compliant replies, ranked one by one; paper: active in refusals, ranked by refusals won when
+    clamped everywhere (O'Brien et al., 2411.11296). Sensors come with effect and contrast."""
+    actuators: int = Field(default=14, gt=0)
+    """Most features that `effect` raises together."""
+    replies: int = Field(default=64, gt=1)
+    """Harmful training prompts whose replies are contrasted."""
+    scored: int = Field(default=12, gt=0)
+    """Harmful validation prompts on which the odds of a refusal are measured."""
+    tried: int = Field(default=24, gt=0)
+    """Harmful, and as many benign, validation prompts on which each feature of the shortlist is tried by generating."""
+    candidates: int = Field(default=80, gt=0)
+    """Features whose odds of a refusal are measured."""
+    shortlist: int = Field(default=12, gt=0)
+    """Features tried by generating."""
+    full: bool = False
+    """Try all candidates by generating, not only the shortlist; for a GPU."""
+    sensors: int = Field(default=64, gt=0)
+    """Most features that read harm."""
+    per_source: int = Field(default=1500, gt=0)
+    """Most training prompts of each source, label and kind that the sensors are fitted to."""
+    pooling: Pooling = "max"
+    """How a sensor's activations on a prompt become one."""
+    seed: int = 0
+    """Order of the refusals that we wrote."""
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Harmful prompts with what the plain model answers and how it would refuse, as token ids."""
+
+    conversations: Sequence[Conversation]
+    plain: list[list[int]]
+    refused: list[bool]
+    """Whether the plain model refused by itself."""
+    ours: list[list[int]]
+    """Refusals that we wrote, one for each prompt."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Features that may write refusal, before any was tried."""
+
+    scores: dict[int, float]
+    """What made each a candidate, best first."""
+    levels: dict[int, float]
+    """Usual maximum in refusals, in the SAE's units."""
+    positions: Positions
+    how: str
+
+
+def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSettings, sae_name: str) -> FeatureSet:
+    """Features in order of rank, with scores and evidence; candidates from training, effects from validation prompts.
+
+    Raises:
+        PromptError: a set without harmful or without benign prompts.
+    """
+    replies = _replies(bench, train.where(label="harmful").sample(settings.replies), settings)
+    candidates = {"effect": _effect, "contrast": _contrast, "paper": _paper}[settings.method](bench, replies, settings)
+    if settings.method == "effect":
+        actuators = [
+            Feature(id=f, role="actuator", level=level, scores={"candidate": candidates.scores[f]})
+            for f, level in candidates.levels.items()
+        ]
+    else:
+        actuators = _rank_by_effect(bench, candidates, validation, settings)
+    sensors, bias = ([], 0.0) if settings.method == "paper" else _sensors(bench, train, settings)
+    chosen = [*actuators, *sensors]
+    # Contexts are printed, so they come from texts that we or the model wrote: shipped prompts, refusals, replies.
+    prompts = [tokens_and_roles(bench.lm, c)[0] for c in replies.conversations]
+    texts = [p + r for p, r in zip(prompts * 2, replies.ours + replies.plain, strict=True)]
+    ordinary = shipped_prompts("train").where(label="benign")
+    texts += [tokens_and_roles(bench.lm, row.conversation)[0] for row in ordinary.sample(200).rows]
+    asked = [row.conversation for row in ordinary.sample(8).rows]
+    shown = evidence(bench, {f.id: f.level for f in chosen}, texts, asked)
+    return FeatureSet(
+        model=bench.lm.name,
+        model_hash=bench.lm.hash,
+        sae=sae_name,
+        sae_hash=bench.sae.hash,
+        site=bench.sae.config.site,
+        method=settings.method,
+        how=candidates.how,
+        pooling=settings.pooling,
+        bias=bias,
+        features=tuple(f.model_copy(update={"evidence": shown[f.id]}) for f in chosen),
+    )
+
+
+def _replies(bench: Bench, prompts: PromptSet, settings: FindSettings) -> Replies:
+    made: dict[int, tuple[list[int], bool]] = {}
+    conversations = [row.conversation for row in prompts.rows]
+    how = GenerationSettings(max_new_tokens=48)
+    with bar("answering harmful prompts", len(conversations)) as progress:
+        for i, reply in generate(bench.lm, {}, conversations, [NONE] * len(conversations), how, bench.batch):
+            outcome = rules(transcript(prompts.rows[i], NONE, prompts.name, reply)).outcome
+            made[i] = bench.lm.tokenizer(reply.text or " ", add_special_tokens=False)["input_ids"], outcome == "refused"
+            progress.step()
+    ours = itertools.islice(refusals(settings.seed), len(conversations))
+    return Replies(
+        conversations=conversations,
+        plain=[made[i][0] for i in range(len(made))],
+        refused=[made[i][1] for i in range(len(made))],
+        ours=[bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ours],
+    )
+
+
+def _effect(bench: Bench, replies: Replies, settings: FindSettings) -> Candidates:
+    said = _in_its_own_words(bench, replies)
+    chosen = optimise(
+        bench,
+        replies.conversations,
+        [said[i % len(said)] for i in range(len(replies.conversations))],
+        settings.actuators,
+        _norm(bench, replies),
+        settings.seed,
+    )
+    return Candidates(
+        scores={f: value / sum(chosen.values()) for f, value in chosen.items()},
+        levels=chosen,
+        positions="reply",
+        how=(
+            f"Actuators: {len(chosen)} features and amounts that together make the {len(said)} first sentences of "
+            "refusals that are nearest to the model's own words likely after "
+            f"{len(replies.conversations)} harmful training prompts, by gradient descent through "
+            f"the model. {_ABOUT_SENSORS.format(settings.sensors)}"
+        ),
+    )
+
+
+def _in_its_own_words(bench: Bench, replies: Replies) -> list[list[int]]:
+    # Of the first sentences that we wrote, those the plain model finds likeliest: pulled towards words that are not
+    # its own, or in many directions at once, it says none of them fluently.
+    said = [bench.lm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in openings()]
+    asked = replies.conversations[:4]
+    pairs = [(c, r) for c in asked for r in said]
+    scores = reply_log_probs(bench.lm, {}, [c for c, _ in pairs], [NONE] * len(pairs), [r for _, r in pairs])
+    means = torch.stack([s.mean() for s in scores]).view(len(asked), len(said)).mean(0)
+    return [said[i] for i in means.argsort(descending=True)[:OWN_WORDS].tolist()]
+
+
+def _norm(bench: Bench, replies: Replies) -> float:
+    # The residual stream's usual norm at the last prompt token, which writes the first word of the reply.
+    last = []
+    for conversation in replies.conversations[:16]:
+        ids = torch.tensor([tokens_and_roles(bench.lm, conversation)[0]], device=bench.lm.device)
+        last.append(read(bench.lm, [bench.sae.config.site], ids)[bench.sae.config.site][0, -1].norm())
+    return float(torch.stack(last).median())
+
+
+def _paper(bench: Bench, replies: Replies, settings: FindSettings) -> Candidates:
+    own = [i for i, refused in enumerate(replies.refused) if refused]
+    if len(own) >= ENOUGH_OWN:
+        which, tokens, source = own, replies.plain, f"{len(own)} refusals of the model's own"
+    else:
+        which, tokens = list(range(len(replies.ours))), replies.ours
+        source = (
+            f"{len(which)} refusals that we wrote, teacher-forced: of {len(which)} harmful prompts the model refused "
+            f"{len(own)} by itself"
+        )
+    found = read_replies(bench.lm, bench.sae, [replies.conversations[i] for i in which], [tokens[i] for i in which])
+    order = found.twice.argsort(descending=True, stable=True)[: settings.candidates].tolist()
+    # As in the paper, every candidate is clamped to one value; ours is stated as a share of the residual norm.
+    value = PAPER_DOSE * _norm(bench, replies)
+    return Candidates(
+        scores={f: float(found.twice[f]) for f in order if found.twice[f] > 0},
+        levels=dict.fromkeys(order, value),
+        positions="all",
+        how=(
+            f"Features active on at least two tokens of refusals ({source}), the most regular first; ranked by harmful "
+            f"validation prompts refused when each is clamped to {value:.0f} at all positions (O'Brien et al., 2024)."
+        ),
+    )
+
+
+def _contrast(bench: Bench, replies: Replies, settings: FindSettings) -> Candidates:
+    complying = [i for i, refused in enumerate(replies.refused) if not refused]
+    refusing = read_replies(bench.lm, bench.sae, replies.conversations, replies.ours)
+    ordinary = read_replies(
+        bench.lm, bench.sae, [replies.conversations[i] for i in complying], [replies.plain[i] for i in complying]
+    )
+    d = separation(refusing, ordinary)
+    order = d.argsort(descending=True, stable=True)[: settings.candidates].tolist()
+    return Candidates(
+        scores={f: float(d[f]) for f in order if d[f] > 0},
+        levels={f: float(refusing.level[f]) for f in order},
+        positions="reply",
+        how=(
+            f"Actuators: more active in {len(replies.ours)} teacher-forced refusals that we wrote than in "
+            f"{len(complying)} compliant replies of the model to the same prompts; ranked by harmful validation "
+            "prompts refused when clamped to their usual maximum on the reply, less half the benign ones refused. "
+            + _ABOUT_SENSORS.format(settings.sensors)
+        ),
+    )
+
+
+def _rank_by_effect(
+    bench: Bench, candidates: Candidates, validation: PromptSet, settings: FindSettings
+) -> list[Feature]:
+    policies = {f: bench.raising({f: candidates.levels[f]}, candidates.positions) for f in candidates.scores}
+    harmful, benign = validation.where(label="harmful"), validation.where(label="benign")
+    scored = _replies(bench, harmful.sample(settings.scored), settings)
+    plain, *odds = refusal_log_odds(
+        bench,
+        [NONE, *policies.values()],
+        scored.conversations,
+        [r[:REFUSAL_TOKENS] for r in scored.ours],
+        [r[:REFUSAL_TOKENS] for r in scored.plain],
+    )
+    gains = dict(zip(policies, (o - plain for o in odds), strict=True))
+    short = sorted(gains, key=lambda f: -gains[f])[: None if settings.full else settings.shortlist]
+    tried = try_policies(
+        bench,
+        [policies[f] for f in short],
+        harmful.sample(settings.tried).rows,
+        benign.sample(settings.tried).rows,
+    )
+    # The paper looked at unsafe prompts alone; a feature that leaves harmless ones alone is worth more to us.
+    price = 0.0 if settings.method == "paper" else 0.5
+    ranked = sorted(
+        zip(short, tried, strict=True), key=lambda pair: -(pair[1].refused - price * pair[1].benign_refused)
+    )
+    return [
+        Feature(
+            id=f,
+            role="actuator",
+            level=candidates.levels[f],
+            scores={
+                "candidate": candidates.scores[f],
+                "log_odds_gain": gains[f],
+                "harmful_refused": t.refused,
+                "benign_refused": t.benign_refused,
+                "degenerate": t.degenerate,
+            },
+        )
+        for f, t in ranked
+    ]
+
+
+def _sensors(bench: Bench, train: PromptSet, settings: FindSettings) -> tuple[list[Feature], float]:
+    rows = [row for group in by_source(train).values() for row in _even(group, settings.per_source)]
+    pooled = read_prompts(bench.lm, bench.sae, [row.conversation for row in rows], [settings.pooling])[settings.pooling]
+    reading = fit(
+        pooled, [row.label == "harmful" for row in rows], [row.source or "" for row in rows], settings.sensors
+    )
+    levels = pooled[:, reading.features].amax(0).tolist()
+    found = [
+        Feature(id=f, role="sensor", level=level, scores={"weight": weight, "auc": auc})
+        for f, level, weight, auc in zip(reading.features, levels, reading.weights, reading.areas, strict=True)
+    ]
+    return found, reading.bias
+
+
+def by_source(prompts: PromptSet) -> dict[tuple[str, str, str], list[Prompt]]:
+    """Rows by source, label and kind."""
+    groups: dict[tuple[str, str, str], list[Prompt]] = {}
+    for row in prompts.rows:
+        groups.setdefault((row.source or prompts.name, row.label, row.kind or ""), []).append(row)
+    return groups
+
+
+def _even(rows: Sequence[Prompt], most: int) -> list[Prompt]:
+    n = min(most, len(rows))
+    return [rows[i * len(rows) // n] for i in range(n)]

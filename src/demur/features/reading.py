@@ -1,0 +1,47 @@
+"""Features read on prompts: what a gate would see, for many prompts at once."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from demur.activations.harvest import read
+from demur.models.chat import Role, tokens_and_roles
+from demur.models.load import LanguageModel
+from demur.progress import bar
+from demur.records import Message
+from demur.sae.sae import SAE
+from demur.steering.session import TAIL
+
+POOL = {"max": lambda f: f.amax(0), "mean": lambda f: f.mean(0), "last": lambda f: f[-1]}
+
+
+def read_prompts(
+    lm: LanguageModel, sae: SAE, conversations: Sequence[Sequence[Message]], pooling: Sequence[str], batch: int = 32
+) -> dict[str, Float[Tensor, "prompts d_sae"]]:
+    """Every feature's activation on every prompt, pooled as `pooling` says (max, mean, last), in the SAE's units.
+
+    Reads the tokens that a gate reads: the conversation's own and the last of the template's.
+    """
+    pools = {p: torch.zeros(len(conversations), sae.config.d_sae) for p in pooling}
+    coded = [tokens_and_roles(lm, c) for c in conversations]
+    order = sorted(range(len(coded)), key=lambda i: len(coded[i][0]))
+    with bar("reading prompts", len(order)) as progress:
+        for start in range(0, len(order), batch):
+            group = order[start : start + batch]
+            width = len(coded[group[-1]][0])
+            # Padding on the right needs no mask: no token sees what follows it.
+            ids = torch.tensor([coded[i][0] + [0] * (width - len(coded[i][0])) for i in group], device=lm.device)
+            hidden = read(lm, [sae.config.site], ids)[sae.config.site]
+            for row, i in enumerate(group):
+                roles = torch.tensor(coded[i][1])
+                wanted = (roles == Role.USER) | (roles == Role.ASSISTANT)
+                wanted[-TAIL:] = True
+                f = sae.encode(hidden[row, : len(roles)][wanted])
+                for p in pools:
+                    pools[p][i] = {"max": lambda f: f.amax(0), "mean": lambda f: f.mean(0), "last": lambda f: f[-1]}[p](
+                        f
+                    )
+            progress.step(len(group))
+    return pools

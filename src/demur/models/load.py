@@ -1,0 +1,166 @@
+"""Any Hugging Face causal language model: a hub name, a local folder, a GGUF file, or `embedded`."""
+
+import hashlib
+import inspect
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from demur.config import Settings
+from demur.errors import ModelError, SettingsError
+from demur.models import embedded
+from demur.models.gguf import converted
+from demur.models.sites import Site, find_blocks
+
+
+class ModelSettings(Settings):
+    """Which model, and how it is held."""
+
+    model: str = embedded.NAME
+    """`embedded`, a folder, a GGUF file, or a name on the Hugging Face hub."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Precision of the weights and of every figure."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with what the project needs to know about it."""
+
+    name: str
+    model: Any
+    """The transformers model, in eval mode."""
+    tokenizer: Any
+    blocks: nn.ModuleList
+    d_model: int
+    context: int
+    """Longest prompt plus reply, in tokens."""
+    hash: str
+    """Twelve hex digits of the config and a sample of every weight; the same for any file format or precision."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def block(self, site: Site | str) -> nn.Module:
+        """The block whose output is the site.
+
+        Raises:
+            SettingsError: the model has no such block.
+        """
+        site = Site.parse(site) if isinstance(site, str) else site
+        if site.layer >= len(self.blocks):
+            raise SettingsError(
+                f"{self.name} has blocks 0 to {len(self.blocks) - 1}, so there is no site {site}; "
+                f"give one up to {Site(len(self.blocks) - 1)}."
+            )
+        return self.blocks[site.layer]
+
+    def logits(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        mask: Int[Tensor, "batch seq"] | None = None,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        last: int = 0,
+    ) -> Float[Tensor, "batch kept vocab"]:
+        """One pass without a cache; `last` keeps only so many columns (0 keeps all) where the model can.
+
+        Rows padded on the right need no mask, since no token sees what follows it; rows padded on the left need mask
+        and positions (as `Encoded` has them).
+        """
+        # The head is a fifth of a small model, and most of it would be thrown away. Not every model takes all of these.
+        wanted = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": last or None}
+        accepted = inspect.signature(self.model.forward).parameters
+        given = {k: v for k, v in wanted.items() if v is not None and k in accepted}
+        return self.model(input_ids=ids, use_cache=False, **given).logits[:, -last:]
+
+
+def load(settings: ModelSettings | str = embedded.NAME) -> LanguageModel:
+    """Loads a model and its tokenizer, finds its blocks, takes its hash.
+
+    Raises:
+        ModelError: it cannot be had (the message says what to type), or it has no list of blocks.
+    """
+    if isinstance(settings, str):
+        settings = ModelSettings(model=settings)
+    device = _device(settings.device)
+    source = _source(settings.model)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype))
+    except Exception as error:  # transformers raises some twenty kinds here
+        raise ModelError(
+            f"{settings.model} cannot be loaded as a causal language model "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:160]}); "
+            "expected `embedded`, a folder that transformers wrote, a GGUF file or a name on the Hugging Face hub."
+        ) from error
+    return wrap(model.to(device), tokenizer, settings.model)
+
+
+def wrap(model: Any, tokenizer: Any, name: str) -> LanguageModel:
+    """A transformers model that is already in memory, as the project holds it."""
+    config = model.config.get_text_config()
+    blocks = find_blocks(model, config.num_hidden_layers)
+    if tokenizer is not None and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LanguageModel(
+        name=name,
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        blocks=blocks,
+        d_model=config.hidden_size,
+        context=getattr(config, "max_position_embeddings", None) or 1_000_000,
+        hash=fingerprint(model),
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve hex digits from the shape of the model and 64 evenly spaced entries of each weight, rounded to bfloat16.
+
+    The rounding makes a model loaded in bfloat16 and the same model in float32 one model, as they are to a policy.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.detach().flatten()
+        picked = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
+        digest.update(json.dumps([name, list(weight.shape)]).encode())
+        digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _source(name: str) -> str:
+    if name == embedded.NAME:
+        return str(embedded.folder())
+    path = Path(name)
+    if path.suffix == ".gguf" or path.is_file():
+        return str(converted(path))
+    if path.is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"no model at {name}; expected `embedded`, a folder that transformers wrote, a GGUF file or a hub name "
+            "like owner/model."
+        )
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    return name
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"device {name!r} is not known; expected auto, cpu or cuda.") from error

@@ -1,0 +1,349 @@
+"""What travels between rooms: prompts, features, policies, transcripts, verdicts.
+
+Each record is frozen, knows no unknown keys, and lives on disk as JSONL (rows), JSON (features) or TOML (policies), so
+that every stage can be run again from files.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from demur.errors import DemurError, FileError, PolicyError, PromptError
+from demur.files import read_json, read_jsonl, read_text, replacing, write_jsonl
+
+Label = Literal["harmful", "benign"]
+Outcome = Literal["refused", "partial", "deflected", "complied", "degenerate"]
+Operation = Literal["clamp", "clamp_min", "scale", "add", "ablate"]
+Positions = Literal["reply", "user", "all"]
+Pooling = Literal["max", "mean", "last"]
+
+
+class Record(BaseModel):
+    """A frozen value that accepts no key it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Prompt(Record):
+    """One request, or one conversation that ends with the user's turn, and what should become of it."""
+
+    id: str
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    label: Label
+    kind: str | None = None
+    """What sort of row this is: harmful, lookalike, offensive, plain, mathematics …"""
+    category: str | None = None
+    source: str | None = None
+    licence: str | None = None
+    pair: str | None = None
+    """Joins a harmful request to its benign twin."""
+    family: str | None = None
+    """The attack family, for jailbreaks."""
+    goal: str | None = None
+    """The plain request an attack wraps."""
+    extra: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_of_prompt_and_messages(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        if self.messages is not None and (not self.messages or self.messages[-1].role != "user"):
+            raise ValueError("messages must end with the user's turn")
+        return self
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The request as messages, whichever way it was given."""
+        return self.messages or (Message(role="user", content=self.prompt or ""),)
+
+
+class PromptSet(Record):
+    """Named rows with their labels; never empty."""
+
+    name: str
+    rows: tuple[Prompt, ...]
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads a JSONL file whose rows have `prompt` or `messages` and `label`; other columns are optional.
+
+        Columns that `Prompt` does not name go to `extra`; rows without an id get `NAME-LINE`.
+
+        Raises:
+            FileError: no such file, or a line that is not a JSON object.
+            PromptError: a row without what it needs, or no row at all.
+        """
+        path = Path(path)
+        rows = []
+        for number, row in enumerate(read_jsonl(path), 1):
+            known = {k: v for k, v in row.items() if k in Prompt.model_fields and k != "extra" and v is not None}
+            other = {k: v for k, v in row.items() if k not in Prompt.model_fields}
+            known = {"id": f"{path.stem}-{number}"} | known | {"extra": other | (row.get("extra") or {})}
+            try:
+                rows.append(Prompt.model_validate(known))
+            except ValidationError as error:
+                raise PromptError(
+                    f"{path}, row {number}: {first_problem(error)}; a row needs `prompt` (text) or `messages`, "
+                    "and `label` (harmful or benign)."
+                ) from error
+        if not rows:
+            raise PromptError(f"{path} holds no prompts; give a JSONL file with at least one row.")
+        return cls(name=path.stem, rows=tuple(rows))
+
+    def save(self, path: Path) -> None:
+        """Writes the rows as JSONL, empty columns left out."""
+        write_jsonl(path, self.rows)
+
+    def sample(self, n: int) -> Self:
+        """An even sample of `n` rows (all of them if there are fewer): every k-th row, in order."""
+        if n >= len(self.rows):
+            return self
+        picked = tuple(self.rows[i * len(self.rows) // n] for i in range(n))
+        return self.model_copy(update={"rows": picked})
+
+    def where(self, **columns: str) -> Self:
+        """The rows whose columns have the given values, e.g. `where(label="harmful")`.
+
+        Raises:
+            PromptError: no row has them.
+        """
+        rows = tuple(r for r in self.rows if all(getattr(r, k) == v for k, v in columns.items()))
+        if not rows:
+            raise PromptError(f"{self.name} has no row with {', '.join(f'{k} = {v}' for k, v in columns.items())}.")
+        return self.model_copy(update={"rows": rows})
+
+
+class Evidence(Record):
+    """What a person can read to judge what a feature means."""
+
+    contexts: tuple[str, ...] = ()
+    """Passages of text, the token where the feature is strongest between « and »."""
+    raised: tuple[str, ...] = ()
+    """Tokens whose logit the decoder direction raises most."""
+    lowered: tuple[str, ...] = ()
+
+
+class Feature(Record):
+    """One SAE feature, why it was chosen and what it did when tried."""
+
+    id: int = Field(ge=0)
+    role: Literal["actuator", "sensor"]
+    scores: dict[str, float] = {}
+    """Named figures behind the choice; rates are shares of 1."""
+    level: float = 0.0
+    """Usual maximum of the activation, in the SAE's units: the value that a dose of 1 clamps to."""
+    evidence: Evidence = Evidence()
+
+
+class FeatureSet(Record):
+    """What `demur find` found, in order of rank."""
+
+    model: str
+    model_hash: str
+    sae: str
+    sae_hash: str
+    site: str
+    method: str
+    how: str
+    """One paragraph: from which data and by which rule the features were chosen."""
+    pooling: Pooling = "max"
+    """How the sensors' activations on a prompt become one."""
+    bias: float = 0.0
+    """Of the logistic model whose weights are the sensors' `weight` scores."""
+    features: tuple[Feature, ...]
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads `features.json`.
+
+        Raises:
+            FileError: no such file, or not a feature set.
+        """
+        return parse(cls, read_json(Path(path)), path, FileError)
+
+    def actuators(self) -> tuple[Feature, ...]:
+        """The features that write refusal, best first."""
+        return tuple(f for f in self.features if f.role == "actuator")
+
+    def sensors(self) -> tuple[Feature, ...]:
+        """The features that read harm, best first."""
+        return tuple(f for f in self.features if f.role == "sensor")
+
+
+class Edit(Record):
+    """One operation on one feature.
+
+    `value` is the activation to clamp to, the amount to add (both in the SAE's units) or the factor to scale by;
+    ablate takes none.
+    """
+
+    feature: int = Field(ge=0)
+    operation: Operation
+    value: float = 0.0
+
+
+class Intervention(Record):
+    """What a policy does to the residual stream at one site."""
+
+    site: str
+    edits: tuple[Edit, ...] = Field(min_length=1)
+    positions: Positions = "reply"
+    """reply: from the last prompt token on; user: the user's tokens too; all: all but BOS, system and role tokens."""
+    keep_error: bool = True
+    """Keep what the SAE does not reconstruct; False is the plain encode-edit-decode splice."""
+
+    @field_validator("edits")
+    @classmethod
+    def _each_feature_once(cls, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        ids = [e.feature for e in edits]
+        if len(set(ids)) != len(ids):
+            raise ValueError("a feature may be edited once per intervention")
+        return edits
+
+
+class Gate(Record):
+    """A sparse logistic reading of the prompt: open when the score reaches the threshold.
+
+    The score is `bias + Σ weights[j] · pool(f_j)`, with the pooled activations of the unedited stream.
+    """
+
+    site: str
+    features: tuple[int, ...] = Field(min_length=1)
+    weights: tuple[float, ...]
+    bias: float
+    threshold: float
+    pooling: Pooling = "max"
+
+    @model_validator(mode="after")
+    def _a_weight_for_each(self) -> Self:
+        if len(self.features) != len(self.weights):
+            raise ValueError(f"{len(self.features)} features but {len(self.weights)} weights")
+        return self
+
+
+class Policy(Record):
+    """When to act (gate; none means always) and how (interventions; none means never)."""
+
+    name: str
+    about: str = ""
+    model: str = ""
+    model_hash: str = ""
+    """Empty only in a policy that edits nothing."""
+    sae_hash: str = ""
+    gate: Gate | None = None
+    interventions: tuple[Intervention, ...] = ()
+    receipt: dict[str, Any] = {}
+    """How the operating point was chosen: data, rule, figures."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads a policy file (TOML).
+
+        Raises:
+            FileError: no such file or not TOML.
+            PolicyError: a key or value that a policy does not have.
+        """
+        path = Path(path)
+        try:
+            raw = tomllib.loads(read_text(path))
+        except tomllib.TOMLDecodeError as error:
+            raise FileError(
+                f"{path} is not a TOML file ({error}); give a policy that `demur calibrate` wrote."
+            ) from error
+        return parse(cls, raw, path, PolicyError)
+
+    def save(self, path: Path) -> None:
+        """Writes the policy as TOML."""
+        with replacing(path) as tmp:
+            tmp.write_text(tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that change with whatever changes what the policy does."""
+        body = self.model_dump(mode="json", exclude={"receipt", "about"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Fired(Record):
+    """One feature that took part in an answer."""
+
+    feature: int
+    role: Literal["sensor", "actuator"]
+    value: float
+    """Sensor: its pooled activation on the prompt. Actuator: the value it was set to or changed by."""
+
+
+class Transcript(Record):
+    """One reply, with what the policy saw and did."""
+
+    id: str
+    policy: str
+    policy_hash: str = ""
+    set: str
+    label: Label
+    kind: str | None = None
+    category: str | None = None
+    pair: str | None = None
+    family: str | None = None
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    reply: str
+    tokens: int
+    finish: Literal["stop", "length"]
+    gate: float | None = None
+    """The gate's score on the prompt; None where the policy has no gate."""
+    open: bool = False
+    """Whether the policy acted."""
+    edited: int = 0
+    """Token positions whose residual stream was edited."""
+    fired: tuple[Fired, ...] = ()
+
+
+class Verdict(Record):
+    """What a judge says of one transcript."""
+
+    id: str
+    policy: str
+    set: str
+    judge: str
+    outcome: Outcome
+    why: str = ""
+
+
+def parse(kind: type[R], raw: Any, where: Path | str, error: type[DemurError]) -> R:
+    """Validates `raw` as a record, turning the first problem into one sentence that names the nearest known key."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as problem:
+        raise error(f"{where}: {first_problem(problem, kind)}.") from problem
+
+
+def first_problem(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """The first validation error in words."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden" and kind is not None:
+        near = difflib.get_close_matches(key.split(".")[-1], list(kind.model_fields), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(kind.model_fields)}"
+        return f"unknown key `{key}`; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"`{key}`: {message[:1].lower()}{message[1:]} (given: {json.dumps(first['input'], default=str)[:80]})"

@@ -1,0 +1,130 @@
+"""Which replies the page shows, chosen by a rule and never by hand, failures among them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from demur.records import FeatureSet, Fired, Transcript
+from demur.reports.study import PLAIN, Answer, Study
+from demur.reports.words import clean, readable
+from demur.steering.policies import find_policy, names, shipped
+
+FEATURES = "features.json"
+SHOWN = 6
+"""Sensors that are named, strongest first."""
+LONG = 700
+"""Characters of a prompt or reply that are shown before "the rest"."""
+
+Case = dict[str, Answer]
+Words = dict[str, dict[int, str]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples of one thing, and of how many they were taken."""
+
+    title: str
+    cases: list[Case]
+    of: int
+    noun: str = "prompts"
+
+    @property
+    def shown(self) -> int:
+        """How many of them the page shows."""
+        return len(self.cases) // (2 if self.noun == "pairs" else 1)
+
+
+def choose(study: Study) -> list[Group]:
+    """At most twelve prompts: look-alike twins, what the best policy alone refuses, and its failures of both sorts."""
+    best, others = study.policies[0], study.policies[1:]
+    name, seen = clean(best), set[int]()
+    harmful, benign = ([c for c in study.cases if best in c and label(c) == which] for which in ("harmful", "benign"))
+
+    def take(title: str, found: list[Case], n: int) -> Group:
+        fresh = [c for c in found if id(c) not in seen]
+        picked = spread(fresh, n)
+        seen.update(id(c) for c in picked)
+        return Group(title, picked, len(fresh))
+
+    pairs, against = _contrast([p for p in study.pairs if _apart(best, *p)], others, lambda p, c: not _apart(p, *c))
+    flat = [case for pair in spread(pairs, 2) for case in pair]
+    seen.update(id(c) for c in flat)
+    alone, rival = _contrast([c for c in harmful if c[best].refused], others, lambda p, c: p in c and not c[p].refused)
+    groups = [
+        Group(f"Look-alike twins: {name} tells them apart{against}", flat, len(pairs), "pairs"),
+        take(f"Harmful: {name} refuses{rival}", alone, 3),
+        take(f"Failures: harmful, not refused by {name}", [c for c in harmful if not c[best].refused], 2),
+        take(f"Failures: benign, refused by {name}", [c for c in benign if c[best].refused], 3),
+    ]
+    return [g for g in groups if g.cases]
+
+
+def _contrast(found: list[T], others: list[str], fails: Callable[[str, T], bool]) -> tuple[list[T], str]:
+    """Those at which another policy fails, and the words for it; all of them where none does.
+
+    Another steered policy if possible: that the plain model answers says little.
+    """
+    for rivals in ([p for p in others if p != PLAIN], others):
+        if hard := [x for x in found if any(fails(p, x) for p in rivals)]:
+            return hard, f", {clean(rivals[0]) if len(rivals) == 1 else 'another policy'} does not"
+    return found, ""
+
+
+def _apart(policy: str, harmful: Case, benign: Case) -> bool:
+    return policy in harmful and policy in benign and harmful[policy].refused and not benign[policy].refused
+
+
+def spread(rows: Sequence[T], n: int) -> list[T]:
+    """At most `n` rows, evenly spaced."""
+    return [rows[i * len(rows) // n] for i in range(n)] if len(rows) > n else list(rows)
+
+
+def request(t: Transcript) -> str:
+    """What was asked: the prompt, or the whole conversation with its roles."""
+    return t.prompt if t.prompt is not None else "\n".join(f"{m.role}: {m.content}" for m in t.messages or ())
+
+
+def about(case: Case) -> str:
+    """Label, kind and category in a few words."""
+    t = next(iter(case.values())).transcript
+    words = [t.label, *(readable(w) for w in (t.kind, t.category, t.family) if w and w != t.label)]
+    return ", ".join(dict.fromkeys(words))
+
+
+def what_fired(t: Transcript, words: dict[int, str]) -> list[str]:
+    """The features that took part in an answer: those that acted, then the sensors, strongest first."""
+    lines = []
+    for role in ("actuator", "sensor"):
+        fired = sorted((f for f in t.fired if f.role == role), key=lambda f: (-f.value, f.feature))
+        if fired:
+            more = f" and {len(fired) - SHOWN} more" if len(fired) > SHOWN else ""
+            lines.append(f"{role}s: {', '.join(_named(f, words) for f in fired[:SHOWN])}{more}")
+    return lines
+
+
+def _named(fired: Fired, words: dict[int, str]) -> str:
+    meaning = f" “{words[fired.feature]}”" if words.get(fired.feature) else ""
+    return f"{fired.feature}{meaning} = {fired.value:.3g}"
+
+
+def raised_words(study: Study) -> Words:
+    """The first words that each feature raises, by policy: from the run's `features.json`, else of shipped policies."""
+    mine = study.folder / FEATURES
+    if mine.is_file():
+        return dict.fromkeys(study.policies, _first_words(FeatureSet.load(mine)))
+    ours = shipped() / FEATURES
+    hashes = {r.policy: r.policy_hash for r in study.results}
+    known = [p for p in study.policies if p in names() and find_policy(p).hash == hashes[p]]
+    if not known or not ours.is_file():
+        return {}
+    return dict.fromkeys(known, _first_words(FeatureSet.load(ours)))
+
+
+def _first_words(found: FeatureSet) -> dict[int, str]:
+    return {f.id: " ".join(w.strip() for w in f.evidence.raised[:3]) for f in found.features if f.evidence.raised}
+
+
+def label(case: Case) -> str:
+    """Harmful or benign."""
+    return next(iter(case.values())).transcript.label

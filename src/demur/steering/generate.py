@@ -1,0 +1,85 @@
+"""Steered replies, batch by batch; and what gates say of prompts without a reply."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from demur.models.chat import pad, tokens_and_roles
+from demur.models.generation import GenerationSettings, end_tokens, reply_tokens, text_of
+from demur.models.hooks import Halt, at_blocks, halted
+from demur.models.load import LanguageModel
+from demur.records import Message, Policy
+from demur.sae.sae import SAE
+from demur.steering.session import steer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply and what the policy saw and did."""
+
+    text: str
+    tokens: int
+    finish: str
+    """stop or length."""
+    steering: dict
+    """gate, open, edited, fired: as in a transcript."""
+
+
+def generate(
+    lm: LanguageModel,
+    saes: Mapping[str, SAE],
+    conversations: Sequence[Sequence[Message]],
+    policies: Sequence[Policy],
+    settings: GenerationSettings,
+    batch: int = 64,
+) -> Iterator[tuple[int, Reply]]:
+    """Replies as they are made, with the number of the conversation; those of like length go together.
+
+    Raises:
+        PromptError: a prompt that does not fit the context, before anything is generated.
+        PolicyError, SAEError: a policy that does not fit.
+    """
+    coded = [tokens_and_roles(lm, c) for c in conversations]
+    order = sorted(range(len(coded)), key=lambda i: -len(coded[i][0]))
+    ends = end_tokens(lm)
+    for start in range(0, len(order), batch):
+        group = order[start : start + batch]
+        prompts = pad(lm, [coded[i] for i in group])
+        with steer(lm, saes, [policies[i] for i in group], prompts) as session:
+            replies = reply_tokens(lm, prompts, settings)
+        for row, (i, tokens) in enumerate(zip(group, replies, strict=True)):
+            finish = "stop" if tokens and tokens[-1] in ends else "length"
+            yield i, Reply(text_of(lm, tokens), len(tokens), finish, session.report(row, len(tokens)))
+
+
+@torch.inference_mode()
+def decide(
+    lm: LanguageModel,
+    saes: Mapping[str, SAE],
+    conversations: Sequence[Sequence[Message]],
+    policy: Policy,
+    batch: int = 64,
+) -> list[dict]:
+    """What the policy's gate says of each conversation, as `Reply.steering` of a reply that was not begun.
+
+    Only the blocks up to the gate's site are run. A policy without a gate acts on every prompt.
+    """
+    coded = [tokens_and_roles(lm, c) for c in conversations]
+    if policy.gate is None:
+        return [{"gate": None, "open": bool(policy.interventions), "edited": 0, "fired": ()} for _ in coded]
+
+    def stop(_hidden: torch.Tensor) -> None:
+        raise Halt
+
+    found: dict[int, dict] = {}
+    order = sorted(range(len(coded)), key=lambda i: -len(coded[i][0]))
+    for start in range(0, len(order), batch):
+        group = order[start : start + batch]
+        prompts = pad(lm, [coded[i] for i in group])
+        gate_only = policy.model_copy(update={"interventions": ()})
+        with steer(lm, saes, [gate_only] * len(group), prompts) as session:
+            with at_blocks({lm.block(policy.gate.site): stop}), halted():
+                lm.logits(prompts.ids, prompts.mask, prompts.positions, last=1)
+            found |= {i: session.report(row, 0) for row, i in enumerate(group)}
+    return [found[i] for i in range(len(coded))]

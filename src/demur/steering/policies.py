@@ -1,0 +1,67 @@
+"""Policies by name: the built-in ones, and files; each with the SAE it was made for."""
+
+import difflib
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+
+from demur.errors import PolicyError
+from demur.models.load import LanguageModel
+from demur.records import Feature, FeatureSet, Policy
+from demur.sae.sae import SAE
+
+NONE = Policy(name="none", about="The plain model.")
+
+
+def shipped() -> Path:
+    """The folder of what the package ships for the embedded model: SAE, features, policies."""
+    with as_file(files("demur.shipped")) as folder:
+        return folder / "smollm2-135m"
+
+
+def names() -> list[str]:
+    """Names of the built-in policies."""
+    return ["none", *sorted(p.stem for p in (shipped() / "policies").glob("*.toml"))]
+
+
+def find_policy(name: str) -> Policy:
+    """A built-in policy by its name, or a policy file by its path.
+
+    Raises:
+        PolicyError: neither.
+    """
+    if name == "none":
+        return NONE
+    if Path(name).suffix == ".toml" or Path(name).is_file():
+        return Policy.load(name)
+    path = shipped() / "policies" / f"{name}.toml"
+    if path.is_file():
+        return Policy.load(path)
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"built in are {', '.join(names())}."
+    raise PolicyError(f"no policy {name!r}: neither a built-in name nor a .toml file; {hint}")
+
+
+def known_features(policy: Policy) -> dict[int, Feature]:
+    """The shipped features by id, for explaining a policy made on the shipped SAE; none for another."""
+    found: dict[int, Feature] = {}
+    for path in sorted(shipped().glob("features-*.json")):
+        features = FeatureSet.load(path)
+        if features.sae_hash == policy.sae_hash:
+            found |= {f.id: f for f in features.features}
+    return found
+
+
+def load_saes(lm: LanguageModel, policies: Sequence[Policy], folders: Sequence[Path] = ()) -> dict[str, SAE]:
+    """The SAEs that the policies need, by site: from the given folders, else the shipped one, as the model's precision.
+
+    Raises:
+        FileError, SAEError: a folder that holds no SAE.
+    """
+    if all(p.gate is None and not p.interventions for p in policies):
+        return {}
+    like = next(lm.model.parameters())
+    saes = [SAE.load(f, torch.float32) for f in folders or [shipped() / "sae"]]
+    return {sae.config.site: sae.to(like) for sae in saes}

@@ -1,0 +1,83 @@
+"""`demur find`: SAE + harmful and benign prompts → features that write refusal and read harm."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from demur import runs
+from demur.data.prompts import load_prompts
+from demur.features.effect import Bench
+from demur.features.find import FindSettings, find
+from demur.files import write_json
+from demur.models.load import ModelSettings, load
+from demur.records import FeatureSet
+from demur.sae.sae import SAE
+from demur.steering.policies import shipped
+from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
+
+DEFAULTS = FindSettings()
+
+
+def find_verb(
+    *,
+    sae: Path | None = None,
+    prompts: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006 - never changed
+    validation: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
+    settings: Annotated[FindSettings, Parameter(name="*")] = DEFAULTS,
+    model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
+    run: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Find the features that write refusal (actuators) and those that read harm (sensors).
+
+    Examples
+    --------
+    demur find --sae runs/sae/sae
+    demur find --method paper --sae runs/sae/sae --run runs/paper
+
+    Parameters
+    ----------
+    sae
+        Folder of the SAE; by default the shipped one.
+    prompts
+        Training prompts, harmful and benign (JSONL); may be repeated. By default the shipped training prompts.
+    validation
+        Prompts on which effects are measured; by default the shipped validation prompts.
+    run
+        Folder of the run.
+    json
+        Print one JSON object, and nothing else.
+    """
+    opened = SAE.load(sae or shipped() / "sae")
+    train, held = load_prompts(prompts, "train"), load_prompts(validation, "validation")
+    lm = load(model)
+    opened.check_width(lm.d_model)
+    stated = {"sae": opened.hash, "prompts": train.name, "validation": held.name, **settings.model_dump(mode="json")}
+    folder = runs.open_run("find", run, stated)
+    say(f"run: {folder}")
+    bench = Bench(lm, opened.to(next(lm.model.parameters())))
+    found = find(bench, train, held, settings, str(sae or "shipped"))
+    write_json(folder / "features.json", found)
+    runs.note(folder, model_hash=lm.hash, features=[f.id for f in found.features])
+    show(
+        {"run": str(folder), "features": [f.model_dump(mode="json") for f in found.features]},
+        json,
+        drawn(features_table(found))
+        + f"wrote {folder / 'features.json'}\n"
+        + f"next: demur calibrate --features {folder / 'features.json'}"
+        + (f" --sae {sae}" if sae else ""),
+    )
+
+
+def features_table(found: FeatureSet) -> Table:
+    """Features with what speaks for them."""
+    table = Table(title=f"{found.method}: {found.model}, {found.site}", title_justify="left", caption=found.how)
+    for column in ("feature", "role", "level", "scores", "words it writes", "where it fires"):
+        table.add_column(column)
+    for f in found.features:
+        scores = "  ".join(f"{name} {value:.2f}" for name, value in f.scores.items())
+        contexts = "\n".join(c.replace("\n", " ")[-90:] for c in f.evidence.contexts[:2])
+        table.add_row(str(f.id), f.role, f"{f.level:.1f}", scores, " ".join(f.evidence.raised[:6]), contexts)
+    return table

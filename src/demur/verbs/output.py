@@ -1,0 +1,30 @@
+"""What a verb prints: one JSON object or readable text on stdout; everything else on stderr."""
+
+import io
+import json as jsonlib
+import sys
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from demur.models.load import ModelSettings
+from demur.progress import console
+
+DEFAULT_MODEL = ModelSettings()
+
+
+def say(text: str) -> None:
+    """A remark on stderr."""
+    console.print(text, highlight=False, markup=False)
+
+
+def show(result: dict[str, Any], json: bool, text: str) -> None:
+    """The result: as one JSON object with `--json`, else as text."""
+    sys.stdout.write((jsonlib.dumps(result, ensure_ascii=False) if json else text) + "\n")
+
+
+def drawn(what: RenderableType) -> str:
+    """A table or panel as plain text, as wide as the terminal but never too narrow to read."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=max(console.width, 110), highlight=False).print(what)
+    return buffer.getvalue()

@@ -1,0 +1,177 @@
+"""Bad input: each is one clear sentence on stderr and exit 1, from the command that a user would type."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from demur.cli import main
+from demur.files import read_jsonl, write_json
+from demur.records import FeatureSet
+from demur.sae.sae import SAE, SAEConfig
+from tests import tiny
+
+
+def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    """Runs `demur WORDS`; gives exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["demur", *map(str, words)])
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model folder, its SAE, a policy, prompts, and a broken version of each."""
+    home = tmp_path_factory.mktemp("world")
+    lm = tiny.lm("llama", torch.float32)
+    lm.model.save_pretrained(home / "model")
+    lm.tokenizer.save_pretrained(home / "model")
+    sae = tiny.sae("llama", 1).to(torch.zeros(()))
+    sae.config = sae.config.model_copy(update={"model_hash": lm.hash})
+    sae.save(home / "sae")
+    good = tiny.policy().model_copy(update={"model_hash": lm.hash, "sae_hash": sae.hash})
+    good.save(home / "good.toml")
+    good.model_copy(update={"model_hash": "0123456789ab", "model": "another"}).save(home / "other-model.toml")
+    good.model_copy(update={"sae_hash": "0123456789ab"}).save(home / "other-sae.toml")
+    tiny.policy(features=(9999,)).model_copy(update={"model_hash": lm.hash, "sae_hash": sae.hash}).save(
+        home / "range.toml"
+    )
+    text = (home / "good.toml").read_text()
+    (home / "unknown-key.toml").write_text(text.replace("about =", "abuot ="))
+    (home / "not-toml.toml").write_text("this is = = not toml")
+    (home / "prompts.jsonl").write_text('{"prompt": "Hi", "label": "benign"}\n{"prompt": "Bad", "label": "harmful"}\n')
+    (home / "empty.jsonl").write_text("\n")
+    (home / "broken.jsonl").write_text('{"prompt": "Hi", "label": "benign"}\n{"prompt": \n')
+    (home / "label.jsonl").write_text('{"prompt": "Hi", "label": "good"}\n')
+    (home / "no-prompt.jsonl").write_text('{"text": "Hi", "label": "benign"}\n')
+    (home / "long.jsonl").write_text(json.dumps({"prompt": "word " * 200, "label": "benign"}) + "\n")
+    (home / "list.jsonl").write_text("[1, 2]\n")
+    (home / "binary.jsonl").write_bytes(bytes(range(256)))
+    sae.save(home / "cut")
+    weights = home / "cut" / "sae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (home / "no-weights").mkdir()
+    (home / "no-weights" / "sae.json").write_text((home / "sae" / "sae.json").read_text())
+    (home / "hostile").mkdir()
+    (home / "hostile" / "sae.json").write_text('{"d_model": 1e99, "d_sae": "x", "evil": "\\u0000"}')
+    (home / "hostile" / "sae.safetensors").write_bytes(b"\xff" * 64)
+    wide = SAEConfig(d_model=48, d_sae=64, k=4, site="1.resid_post", model="wide", model_hash="x")
+    SAE(wide, torch.zeros(48, 64), torch.zeros(64), torch.ones(64, 48), torch.zeros(48)).save(home / "wide")
+    lied = wide.model_copy(update={"d_model": 32})
+    write_json(home / "wide" / "lied.json", lied)
+    (home / "shapes").mkdir()
+    (home / "shapes" / "sae.json").write_text((home / "wide" / "lied.json").read_text())
+    (home / "shapes" / "sae.safetensors").write_bytes((home / "wide" / "sae.safetensors").read_bytes())
+    features = FeatureSet(
+        model="another", model_hash="0123456789ab", sae="x", sae_hash="y", site="1.resid_post", method="contrast",
+        how="", features=(),
+    )  # fmt: skip
+    write_json(home / "features.json", features)
+    (home / "config.toml").write_text("[train]\nd_seae = 3\n")
+    (home / "plain").mkdir()
+    (home / "plain" / "file.txt").write_text("x")
+    return home
+
+
+EVALUATE = ["evaluate", "--model", "{w}/model", "--sae", "{w}/sae", "--run", "{tmp}/run"]
+GOOD = ["--policy", "{w}/good.toml"]
+ROWS = ["--prompts", "{w}/prompts.jsonl"]
+CASES = {
+    "missing prompts": ([*EVALUATE, *GOOD, "--prompts", "{w}/promts.jsonl"], "did you mean"),
+    "empty set": ([*EVALUATE, *GOOD, "--prompts", "{w}/empty.jsonl"], "holds no prompts"),
+    "truncated JSONL": ([*EVALUATE, *GOOD, "--prompts", "{w}/broken.jsonl"], "line 2 is not JSON"),
+    "JSONL of lists": ([*EVALUATE, *GOOD, "--prompts", "{w}/list.jsonl"], "expected one JSON object a line"),
+    "binary prompts": ([*EVALUATE, *GOOD, "--prompts", "{w}/binary.jsonl"], "cannot be read as text"),
+    "wrong label": ([*EVALUATE, *GOOD, "--prompts", "{w}/label.jsonl"], "harmful or benign"),
+    "no prompt": ([*EVALUATE, *GOOD, "--prompts", "{w}/no-prompt.jsonl"], "`prompt`"),
+    "prompt too long": ([*EVALUATE, *GOOD, "--prompts", "{w}/long.jsonl"], "does not fit"),
+    "unknown policy": ([*EVALUATE, "--policy", "gaetd", *ROWS], "no policy 'gaetd'"),
+    "missing policy file": ([*EVALUATE, "--policy", "{w}/goood.toml", *ROWS], "did you mean"),
+    "policy for another model": ([*EVALUATE, "--policy", "{w}/other-model.toml", *ROWS], "was made for another"),
+    "policy for another SAE": ([*EVALUATE, "--policy", "{w}/other-sae.toml", *ROWS], "was made for the SAE"),
+    "feature out of range": ([*EVALUATE, "--policy", "{w}/range.toml", *ROWS], "feature 9999 is not in the SAE"),
+    "unknown key in a policy": ([*EVALUATE, "--policy", "{w}/unknown-key.toml", *ROWS], "did you mean `about`"),
+    "policy that is not TOML": ([*EVALUATE, "--policy", "{w}/not-toml.toml", *ROWS], "is not a TOML file"),
+    "two policies of one name": ([*EVALUATE, *GOOD, *GOOD, *ROWS], "a name of its own"),
+    "missing SAE": (["find", "--model", "{w}/model", "--sae", "{w}/nosae"], "no SAE at"),
+    "truncated SAE": (["find", "--model", "{w}/model", "--sae", "{w}/cut"], "truncated"),
+    "SAE without weights": (["find", "--model", "{w}/model", "--sae", "{w}/no-weights"], "missing"),
+    "hostile SAE": (["find", "--model", "{w}/model", "--sae", "{w}/hostile"], "d_model"),
+    "SAE of another width": (["find", "--model", "{w}/model", "--sae", "{w}/wide", "--run", "{tmp}/r"], "width 48"),
+    "SAE whose shapes are not its config's": (["inspect", "{w}/shapes"], "has shape"),
+    "missing model": (["evaluate", "--model", "{w}/nomodel", *GOOD, *ROWS], "no model at"),
+    "folder that is no model": (["evaluate", "--model", "{w}/plain", *GOOD, *ROWS], "cannot be loaded"),
+    "GGUF that is none": (["evaluate", "--model", "{w}/prompts.jsonl", *GOOD, *ROWS], "is not a GGUF file"),
+    "no such block": (["train", "--model", "{w}/model", "--site", "7.resid_post", "--run", "{tmp}/r"], "blocks 0 to 2"),
+    "no such stream": (["train", "--model", "{w}/model", "--site", "mlp", "--run", "{tmp}/r"], "14.resid_post"),
+    "no text": (["train", "--model", "{w}/model", "--site", "1.resid_post", "--run", "{tmp}/r"], "no text to train on"),
+    "unknown key in a config": (["train", "-c", "{w}/config.toml"], "d_sae"),
+    "missing config": (["train", "-c", "{w}/nothing.toml"], "does not exist"),
+    "features of another model": (
+        [
+            "calibrate",
+            "--features",
+            "{w}/features.json",
+            "--model",
+            "{w}/model",
+            "--sae",
+            "{w}/sae",
+            "--run",
+            "{tmp}/r",
+        ],
+        "find them again",
+    ),
+    "features that are none": (["calibrate", "--features", "{w}/sae/sae.json", "--sae", "{w}/sae"], "sae.json"),
+    "report of no run": (["report", "--run", "{w}/plain"], "plain"),
+    "nothing to inspect": (["inspect", "{w}/plain/file.txt"], "nothing that demur knows"),
+    "inspecting what is not there": (["inspect", "{w}/gone"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_clear_sentence_and_exit_1(case, world, tmp_path, monkeypatch, capsys):
+    words, wanted = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(monkeypatch, capsys, *(w.format(w=world, tmp=tmp_path) for w in words))
+    message = [line for line in err.splitlines() if line.startswith("demur: ")]
+    assert code == 1, err
+    assert len(message) == 1
+    assert wanted in message[0]
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_another_run_with_the_same_folder_is_refused_and_nothing_is_lost(world, tmp_path, monkeypatch, capsys):
+    words = [w.format(w=world, tmp=tmp_path) for w in [*EVALUATE, *GOOD, *ROWS, "--max-new-tokens", "2"]]
+    assert run(monkeypatch, capsys, *words)[0] == 0
+    before = (tmp_path / "run" / "transcripts.jsonl").read_bytes()
+    code, _, err = run(monkeypatch, capsys, *words[:-1], "3")
+    assert code == 1
+    assert "other settings (generation)" in err
+    assert (tmp_path / "run" / "transcripts.jsonl").read_bytes() == before
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(world, tmp_path, monkeypatch, capsys):
+    words = [w.format(w=world, tmp=tmp_path) for w in [*EVALUATE, *GOOD, "--policy", "none", *ROWS, "--json"]]
+    code, out, _ = run(monkeypatch, capsys, *words, "--max-new-tokens", "3")
+    assert code == 0
+    body = json.loads(out)
+    assert {r["policy"] for r in body["results"]} == {"steered", "none"}
+    first = body["results"][0]
+    assert {"policy", "set", "label", "kind", "n", "refused", "outcomes"} <= set(first)
+    assert {"rate", "low", "high"} <= set(first["refused"])
+    rows = list(read_jsonl(Path(body["run"]) / "transcripts.jsonl"))
+    assert all({"id", "policy", "set", "label", "prompt", "reply", "fired"} <= set(row) for row in rows)
+
+
+def test_wrong_usage_is_exit_2(world, monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, "evaluate", "--polcy", "none")
+    assert code == 2
+    assert "--polcy" in err
