@@ -11,13 +11,14 @@ import torch
 import transformers
 
 from demur.data.corpus import Sequences
+from demur.evaluation.judges import Rules
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench
-from demur.features.optimise import optimise
+from demur.features.optimise import optimise, rehearse
 from demur.models.chat import tokens_and_roles
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, wrap
-from demur.records import Edit, Intervention, Policy
+from demur.records import Edit, Intervention, Policy, Prompt, Transcript, Verdict
 from demur.sae.train import SAESettings, train
 from demur.steering.generate import generate
 from demur.steering.policies import NONE
@@ -108,13 +109,25 @@ def test_clamping_the_best_one_makes_the_model_refuse_what_it_answered(found):
     assert set(answers(lm, {SITE: sae}, requests(False, 20, 7), policy)) == {"N"}
 
 
+class OneLetter(Rules):
+    """The planted model refuses in one letter."""
+
+    def __call__(self, transcript: Transcript) -> Verdict:
+        outcome = "refused" if transcript.reply.startswith("N") else "complied"
+        return super().__call__(transcript).model_copy(update={"outcome": outcome})
+
+
 def test_descent_through_the_model_finds_features_that_make_it_refuse(found):
     lm, sae, _, _ = found
     token = tiny.tokenizer().convert_tokens_to_ids
-    chosen = optimise(Bench(lm, sae), tiny.said(*requests(False, 16, 9)), [[token("N")]] * 16, 3, norm=5.0, seed=0)
+    bench = Bench(lm, sae, judge=OneLetter())
+    prompts = [Prompt(id=str(i), prompt=t, label="harmful") for i, t in enumerate(requests(False, 16, 9))]
+    chosen = optimise(bench, prompts, [[token("N")]], 3, norm=5.0, seed=0)
     assert chosen
     assert all(sae.W_dec[f, REFUSAL] > 0.25 for f in chosen)
-    policy = steered(lm, sae, [Edit(feature=f, operation="clamp", value=2 * v) for f, v in chosen.items()])
+    rehearsed = rehearse(bench, prompts, chosen, norm=5.0, seed=0)
+    assert set(rehearsed) <= set(chosen)
+    policy = steered(lm, sae, [Edit(feature=f, operation="clamp", value=v) for f, v in rehearsed.items()])
     assert set(answers(lm, {SITE: sae}, requests(False, 20, 7), policy)) == {"N"}
 
 

@@ -21,11 +21,11 @@ class CalibrationSettings(Settings):
 
     budget: float = Field(default=0.02, gt=0, lt=1)
     """Share of benign prompts that may open the gate, in every stratum but the two below."""
-    offensive_budget: float = Field(default=0.1, gt=0, lt=1)
+    offensive_budget: float = Field(default=0.2, gt=0, lt=1)
     """Share of offensive but harmless prompts that may open it."""
     lookalike_budget: float = Field(default=0.15, gt=0, lt=1)
     """Share of look-alikes of harm that may open it."""
-    doses: tuple[float, ...] = (0.8, 1.0, 1.2, 1.5, 2.0)
+    doses: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
     """Doses tried, as multiples of the levels that `demur find` gave the features."""
     most_features: int = Field(default=4, gt=0)
     """Most refusal features raised together."""

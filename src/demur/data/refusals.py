@@ -12,11 +12,6 @@ def _parts() -> dict[str, list[str]]:
     return json.loads(files("demur.shipped").joinpath("refusals.json").read_text(encoding="utf-8"))
 
 
-def openings() -> list[str]:
-    """First sentences of refusals: where a refusal is decided."""
-    return list(_parts()["openings"])
-
-
 def refusals(seed: int) -> Iterator[str]:
     """An endless row of refusals - an opening, mostly a reason, mostly an offer - in an order set by the seed."""
     rng = random.Random(seed)

@@ -28,7 +28,7 @@ the premise of a nonsense question; condemnation that does not open the reply; i
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 from demur.errors import PromptError
 from demur.evaluation.language import STOP, broken, plain, sentences, unquoted, words
@@ -39,6 +39,7 @@ REFUSING: tuple[Outcome, ...] = ("refused", "partial")
 """The outcomes that count as refusing wherever a judge is asked for yes or no."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Says what became of one request."""
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from demur.evaluation.judges import rules
+from demur.evaluation.judges import Judge, rules
 from demur.evaluation.outcomes import transcript
 from demur.models.generation import GenerationSettings
-from demur.models.load import LanguageModel
+from demur.models.load import LanguageModel, ModelSettings, load
 from demur.progress import bar
 from demur.records import Edit, Intervention, Message, Policy, Positions, Prompt
 from demur.sae.sae import SAE
@@ -25,6 +26,20 @@ class Bench:
     lm: LanguageModel
     sae: SAE
     batch: int = 64
+    judge: Judge = rules
+    """What is called a refusal while features are tried."""
+
+    @classmethod
+    def open(cls, sae: Path, model: ModelSettings) -> "Bench":
+        """The SAE in a folder, on its model.
+
+        Raises:
+            FileError, SAEError, ModelError: either cannot be had, or they do not fit.
+        """
+        opened = SAE.load(sae)
+        lm = load(model)
+        opened.check_width(lm.d_model)
+        return cls(lm, opened.to(next(lm.model.parameters())))
 
     @property
     def saes(self) -> dict[str, SAE]:
@@ -47,25 +62,51 @@ def refusal_log_odds(
     bench: Bench,
     policies: Sequence[Policy],
     conversations: Sequence[Conversation],
-    refusals: Sequence[list[int]],
-    compliances: Sequence[list[int]],
+    beginnings: Sequence[list[int]],
     what: str = "scoring features",
 ) -> list[float]:
-    """For each policy: how much likelier a refusal is than the compliant reply, per token, mean over prompts, in nats.
+    """For each policy: the log-odds that a reply begins as a refusal does, mean over prompts, in nats.
 
-    Both replies are teacher-forced; only as many first tokens count as both have.
+    `beginnings` are token ids, none of them the start of another, each teacher-forced after each prompt. The odds are
+    against everything else the model could say, not against one compliant reply: whatever turns a reply to gibberish
+    makes that one unlikely too.
     """
+    pairs = [(c, r) for c in conversations for r in beginnings]
     scores = []
     with bar(what, len(policies)) as progress:
         for policy in policies:
-            twice = [*conversations, *conversations]
-            replies = [*refusals, *compliances]
-            found = reply_log_probs(bench.lm, bench.saes, twice, [policy] * len(twice), replies)
-            means = torch.stack([f.mean() for f in found])
-            half = len(conversations)
-            scores.append(float((means[:half] - means[half:]).mean()))
+            found = reply_log_probs(
+                bench.lm, bench.saes, [c for c, _ in pairs], [policy] * len(pairs), [r for _, r in pairs]
+            )
+            log_p = torch.stack([f.sum() for f in found]).view(len(conversations), len(beginnings)).logsumexp(1)
+            scores.append(float((log_p - torch.log1p(-log_p.exp().clamp_max(1 - 1e-6))).mean()))
             progress.step()
     return scores
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply and what the judge makes of it."""
+
+    text: str
+    outcome: str
+
+
+def answers(
+    bench: Bench, asked: Sequence[tuple[Policy, Prompt]], max_new_tokens: int = 40, what: str = "trying features"
+) -> list[Answer]:
+    """Greedy replies to prompts, each under its policy, judged; all policies share batches, a row each."""
+    found: list[Answer | None] = [None] * len(asked)
+    settings = GenerationSettings(max_new_tokens=max_new_tokens)
+    with bar(what, len(asked)) as progress:
+        replies = generate(
+            bench.lm, bench.saes, [p.conversation for _, p in asked], [q for q, _ in asked], settings, bench.batch
+        )
+        for i, reply in replies:
+            policy, prompt = asked[i]
+            found[i] = Answer(reply.text, bench.judge(transcript(prompt, policy, "trial", reply)).outcome)
+            progress.step()
+    return [answer for answer in found if answer is not None]
 
 
 @dataclass(frozen=True)
@@ -82,24 +123,13 @@ def try_policies(
     policies: Sequence[Policy],
     harmful: Sequence[Prompt],
     benign: Sequence[Prompt],
-    max_new_tokens: int = 40,
     what: str = "trying features",
 ) -> list[Tried]:
-    """Generates under each policy and judges by rules; all policies share batches, a row each."""
+    """Generates under each policy and counts what the judge says."""
     prompts = [*harmful, *benign]
-    rows = [(policy, prompt) for policy in policies for prompt in prompts]
-    outcomes = [""] * len(rows)
-    settings = GenerationSettings(max_new_tokens=max_new_tokens)
-    with bar(what, len(rows)) as progress:
-        replies = generate(
-            bench.lm, bench.saes, [p.conversation for _, p in rows], [q for q, _ in rows], settings, bench.batch
-        )
-        for i, reply in replies:
-            policy, prompt = rows[i]
-            outcomes[i] = rules(transcript(prompt, policy, "trial", reply)).outcome
-            progress.step()
+    outcomes = [a.outcome for a in answers(bench, [(q, p) for q in policies for p in prompts], what=what)]
     found = []
-    for start in range(0, len(rows), len(prompts)):
+    for start in range(0, len(outcomes), len(prompts)):
         bad, good = outcomes[start : start + len(harmful)], outcomes[start + len(harmful) : start + len(prompts)]
         found.append(
             Tried(

@@ -11,30 +11,22 @@ from pydantic import Field
 from demur.activations.harvest import read
 from demur.config import Settings
 from demur.data.prompts import shipped_prompts
-from demur.data.refusals import openings, refusals
-from demur.evaluation.judges import rules
-from demur.evaluation.outcomes import transcript
+from demur.data.refusals import refusals
 from demur.features.contrast import read_replies, separation
-from demur.features.effect import Bench, Conversation, refusal_log_odds, try_policies
+from demur.features.effect import Bench, Conversation, answers, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
-from demur.features.optimise import optimise
+from demur.features.optimise import optimise, rehearse
 from demur.features.reading import read_prompts
 from demur.features.sensors import fit
 from demur.models.chat import tokens_and_roles
-from demur.models.generation import GenerationSettings
-from demur.progress import bar
 from demur.records import Feature, FeatureSet, Pooling, Positions, Prompt, PromptSet
-from demur.steering.generate import generate
 from demur.steering.policies import NONE
-from demur.steering.score import reply_log_probs
 
-REFUSAL_TOKENS = 16
-"""First tokens of a refusal and of a compliant reply that are compared; what follows is hardly about refusing."""
+BEGINNING = 6
+"""First tokens of a refusal by which it is known; what follows is hardly about refusing."""
 _ABOUT_SENSORS = (
     "Sensors: what is left of a logistic model of harmful against benign training prompts when it may keep {} features."
 )
-OWN_WORDS = 5
-"""First sentences of refusals that `effect` makes likely."""
 PAPER_DOSE = 0.4
 """The value to which the paper's candidates are clamped, as a share of the residual stream's norm."""
 ENOUGH_OWN = 16
@@ -48,11 +40,22 @@ class FindSettings(Settings):
     """effect: a set of features that together make the model refuse, by gradient descent; contrast: more active in
     refusing than in compliant replies, ranked one by one; paper: active in refusals, ranked by refusals won when
     clamped everywhere (O'Brien et al., 2411.11296). Sensors come with effect and contrast."""
+    openings: tuple[str, ...] = (
+        "I'm sorry, but I can't help with that.",
+        "I'm unable to assist with that request.",
+        "I'm unable to provide you with the requested information.",
+        "I'm sorry, but I can't assist with that.",
+        "I'm sorry, I'm not able to help you with that.",
+    )
+    """First sentences by which a refusal is known: `effect` makes them likely, `paper` and `contrast` score by them.
+    Best are a few that the model would use: pulled towards many words at once, it says none of them fluently."""
     actuators: int = Field(default=14, gt=0)
     """Most features that `effect` raises together."""
+    rehearsed: int = Field(default=320, gt=0)
+    """Harmful training prompts on which `effect` fits its features, as many of each source as there are."""
     replies: int = Field(default=64, gt=1)
     """Harmful training prompts whose replies are contrasted."""
-    scored: int = Field(default=12, gt=0)
+    scored: int = Field(default=6, gt=0)
     """Harmful validation prompts on which the odds of a refusal are measured."""
     tried: int = Field(default=24, gt=0)
     """Harmful, and as many benign, validation prompts on which each feature of the shortlist is tried by generating."""
@@ -102,14 +105,16 @@ def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSe
     Raises:
         PromptError: a set without harmful or without benign prompts.
     """
-    replies = _replies(bench, train.where(label="harmful").sample(settings.replies), settings)
-    candidates = {"effect": _effect, "contrast": _contrast, "paper": _paper}[settings.method](bench, replies, settings)
+    harmful = train.where(label="harmful")
+    replies = _replies(bench, _spread(harmful, settings.replies), settings)
     if settings.method == "effect":
+        candidates = _effect(bench, replies, _spread(harmful, settings.rehearsed), settings)
         actuators = [
             Feature(id=f, role="actuator", level=level, scores={"candidate": candidates.scores[f]})
             for f, level in candidates.levels.items()
         ]
     else:
+        candidates = (_paper if settings.method == "paper" else _contrast)(bench, replies, settings)
         actuators = _rank_by_effect(bench, candidates, validation, settings)
     sensors, bias = ([], 0.0) if settings.method == "paper" else _sensors(bench, train, settings)
     chosen = [*actuators, *sensors]
@@ -134,56 +139,39 @@ def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSe
     )
 
 
-def _replies(bench: Bench, prompts: PromptSet, settings: FindSettings) -> Replies:
-    made: dict[int, tuple[list[int], bool]] = {}
-    conversations = [row.conversation for row in prompts.rows]
-    how = GenerationSettings(max_new_tokens=48)
-    with bar("answering harmful prompts", len(conversations)) as progress:
-        for i, reply in generate(bench.lm, {}, conversations, [NONE] * len(conversations), how, bench.batch):
-            outcome = rules(transcript(prompts.rows[i], NONE, prompts.name, reply)).outcome
-            made[i] = bench.lm.tokenizer(reply.text or " ", add_special_tokens=False)["input_ids"], outcome == "refused"
-            progress.step()
-    ours = itertools.islice(refusals(settings.seed), len(conversations))
+def _replies(bench: Bench, prompts: Sequence[Prompt], settings: FindSettings) -> Replies:
+    plain = answers(bench, [(NONE, p) for p in prompts], max_new_tokens=48, what="answering harmful prompts")
+    tokens = [
+        bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in [*(a.text or " " for a in plain), *itertools.islice(refusals(settings.seed), len(prompts))]
+    ]
     return Replies(
-        conversations=conversations,
-        plain=[made[i][0] for i in range(len(made))],
-        refused=[made[i][1] for i in range(len(made))],
-        ours=[bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ours],
+        conversations=[p.conversation for p in prompts],
+        plain=tokens[: len(prompts)],
+        refused=[a.outcome == "refused" for a in plain],
+        ours=tokens[len(prompts) :],
     )
 
 
-def _effect(bench: Bench, replies: Replies, settings: FindSettings) -> Candidates:
-    said = _in_its_own_words(bench, replies)
-    chosen = optimise(
-        bench,
-        replies.conversations,
-        [said[i % len(said)] for i in range(len(replies.conversations))],
-        settings.actuators,
-        _norm(bench, replies),
-        settings.seed,
-    )
+def _effect(bench: Bench, replies: Replies, prompts: Sequence[Prompt], settings: FindSettings) -> Candidates:
+    norm = _norm(bench, replies)
+    chosen = optimise(bench, prompts, _beginnings(bench, settings), settings.actuators, norm, settings.seed)
+    chosen = rehearse(bench, prompts, chosen, norm, settings.seed)
     return Candidates(
         scores={f: value / sum(chosen.values()) for f, value in chosen.items()},
         levels=chosen,
         positions="reply",
         how=(
-            f"Actuators: {len(chosen)} features and amounts that together make the {len(said)} first sentences of "
-            "refusals that are nearest to the model's own words likely after "
-            f"{len(replies.conversations)} harmful training prompts, by gradient descent through "
-            f"the model. {_ABOUT_SENSORS.format(settings.sensors)}"
+            f"Actuators: {len(chosen)} features that together make {len(settings.openings)} first sentences of "
+            "refusals likely, by gradient descent through the model; amounts fitted again "
+            f"to what the model says when it is free. {len(prompts)} harmful training prompts. "
+            f"{_ABOUT_SENSORS.format(settings.sensors)}"
         ),
     )
 
 
-def _in_its_own_words(bench: Bench, replies: Replies) -> list[list[int]]:
-    # Of the first sentences that we wrote, those the plain model finds likeliest: pulled towards words that are not
-    # its own, or in many directions at once, it says none of them fluently.
-    said = [bench.lm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in openings()]
-    asked = replies.conversations[:4]
-    pairs = [(c, r) for c in asked for r in said]
-    scores = reply_log_probs(bench.lm, {}, [c for c, _ in pairs], [NONE] * len(pairs), [r for _, r in pairs])
-    means = torch.stack([s.mean() for s in scores]).view(len(asked), len(said)).mean(0)
-    return [said[i] for i in means.argsort(descending=True)[:OWN_WORDS].tolist()]
+def _beginnings(bench: Bench, settings: FindSettings) -> list[list[int]]:
+    return [bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in settings.openings]
 
 
 def _norm(bench: Bench, replies: Replies) -> float:
@@ -246,14 +234,9 @@ def _rank_by_effect(
 ) -> list[Feature]:
     policies = {f: bench.raising({f: candidates.levels[f]}, candidates.positions) for f in candidates.scores}
     harmful, benign = validation.where(label="harmful"), validation.where(label="benign")
-    scored = _replies(bench, harmful.sample(settings.scored), settings)
-    plain, *odds = refusal_log_odds(
-        bench,
-        [NONE, *policies.values()],
-        scored.conversations,
-        [r[:REFUSAL_TOKENS] for r in scored.ours],
-        [r[:REFUSAL_TOKENS] for r in scored.plain],
-    )
+    scored = [row.conversation for row in harmful.sample(settings.scored).rows]
+    beginnings = {tuple(said[:BEGINNING]): None for said in _beginnings(bench, settings)}
+    plain, *odds = refusal_log_odds(bench, [NONE, *policies.values()], scored, [list(b) for b in beginnings])
     gains = dict(zip(policies, (o - plain for o in odds), strict=True))
     short = sorted(gains, key=lambda f: -gains[f])[: None if settings.full else settings.shortlist]
     tried = try_policies(
@@ -288,7 +271,7 @@ def _sensors(bench: Bench, train: PromptSet, settings: FindSettings) -> tuple[li
     rows = [row for group in by_source(train).values() for row in _even(group, settings.per_source)]
     pooled = read_prompts(bench.lm, bench.sae, [row.conversation for row in rows], [settings.pooling])[settings.pooling]
     reading = fit(
-        pooled, [row.label == "harmful" for row in rows], [row.source or "" for row in rows], settings.sensors
+        pooled, [row.label == "harmful" for row in rows], [f"{row.source} {row.kind}" for row in rows], settings.sensors
     )
     levels = pooled[:, reading.features].amax(0).tolist()
     found = [
@@ -304,6 +287,15 @@ def by_source(prompts: PromptSet) -> dict[tuple[str, str, str], list[Prompt]]:
     for row in prompts.rows:
         groups.setdefault((row.source or prompts.name, row.label, row.kind or ""), []).append(row)
     return groups
+
+
+def _spread(prompts: PromptSet, count: int) -> list[Prompt]:
+    # As evenly over the sources as they allow: one that has thousands of rows would be all there is to learn from.
+    groups = sorted(by_source(prompts).values(), key=len)
+    rows: list[Prompt] = []
+    for i, group in enumerate(groups):
+        rows += _even(group, (count - len(rows)) // (len(groups) - i))
+    return rows
 
 
 def _even(rows: Sequence[Prompt], most: int) -> list[Prompt]:

@@ -34,14 +34,14 @@ def read_prompts(
             # Padding on the right needs no mask: no token sees what follows it.
             ids = torch.tensor([coded[i][0] + [0] * (width - len(coded[i][0])) for i in group], device=lm.device)
             hidden = read(lm, [sae.config.site], ids)[sae.config.site]
+            read_here = torch.zeros_like(ids, dtype=torch.bool)
             for row, i in enumerate(group):
                 roles = torch.tensor(coded[i][1])
-                wanted = (roles == Role.USER) | (roles == Role.ASSISTANT)
-                wanted[-TAIL:] = True
-                f = sae.encode(hidden[row, : len(roles)][wanted])
+                read_here[row, : len(roles)] = (roles == Role.USER) | (roles == Role.ASSISTANT)
+                read_here[row, len(roles) - TAIL : len(roles)] = True
+            f = sae.encode(hidden[read_here])
+            for i, tokens in zip(group, f.split(read_here.sum(1).tolist()), strict=True):
                 for p in pools:
-                    pools[p][i] = {"max": lambda f: f.amax(0), "mean": lambda f: f.mean(0), "last": lambda f: f[-1]}[p](
-                        f
-                    )
+                    pools[p][i] = POOL[p](tokens)
             progress.step(len(group))
     return pools

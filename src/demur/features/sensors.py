@@ -11,9 +11,9 @@ from torch import Tensor
 
 RARE = 0.002
 """A feature active on a smaller share of the prompts cannot be learnt about."""
-KEPT = 0.6
+KEPT = 0.8
 """Share of the features that survives a round of elimination."""
-RIDGE = 0.01
+RIDGE = 0.003
 """Inverse strength of the L2 penalty, on features scaled to unit variance."""
 
 
@@ -35,8 +35,8 @@ def fit(pooled: Float[Tensor, "prompts d_sae"], harmful: Sequence[bool], groups:
 
     Recursive elimination from a ridge model (Guyon et al., 2002): on our validation prompts it separated harmful
     requests from look-alikes better than the L1 path did, at equal numbers of features. `groups` names where each
-    prompt comes from: rows are weighted so that a source counts by the root of its size, and both labels alike -
-    otherwise the largest source's style is what is learnt.
+    prompt comes from and of which kind it is: rows are weighted so that a group counts by the root of its size, and
+    both labels alike - otherwise the largest source's style is what is learnt.
     """
     x, y = pooled.numpy(), np.asarray(harmful)
     weight = _weights(y, groups)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.models.chat import encode
+from demur.models.chat import Encoded, encode
 from demur.models.load import LanguageModel
 from demur.records import Message, Policy
 from demur.sae.sae import SAE
@@ -26,14 +26,24 @@ def reply_log_probs(
     The gate reads the conversation only; the edits follow it, as if the reply were being generated.
     """
     prompts = encode(lm, conversations)
+    with steer(lm, saes, policies, prompts):
+        return forced_log_probs(lm, prompts, replies)
+
+
+def forced_log_probs(
+    lm: LanguageModel, prompts: Encoded, replies: Sequence[Sequence[int]]
+) -> list[Float[Tensor, " tokens"]]:
+    """As `reply_log_probs`, under whatever hooks are set, and differentiable in what they do.
+
+    Replies begin in the column after the prompts' last.
+    """
     start, width = prompts.ids.shape[1], max(len(r) for r in replies)
     blank = torch.full((len(replies), width), lm.tokenizer.pad_token_id, device=lm.device)
     ids = torch.cat([prompts.ids, blank], dim=1)
     for row, reply in enumerate(replies):
         ids[row, start : start + len(reply)] = torch.tensor(reply, device=lm.device)
     mask = torch.cat([prompts.mask, torch.ones(len(replies), width, device=lm.device, dtype=torch.long)], dim=1)
-    with steer(lm, saes, policies, prompts):
-        logits = lm.logits(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), last=width + 1)
+    logits = lm.logits(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), last=width + 1)
     scores = logits[:, -width - 1 : -1].float().log_softmax(-1)
     chosen = scores.gather(-1, ids[:, start:, None])[..., 0]
     return [chosen[row, : len(reply)] for row, reply in enumerate(replies)]

@@ -9,9 +9,8 @@ from demur import runs
 from demur.calibration.calibrate import CalibrationSettings, calibrate
 from demur.data.prompts import load_prompts
 from demur.features.effect import Bench
-from demur.models.load import ModelSettings, load
+from demur.models.load import ModelSettings
 from demur.records import FeatureSet
-from demur.sae.sae import SAE
 from demur.steering.policies import shipped
 from demur.verbs.output import DEFAULT_MODEL, say, show
 
@@ -48,13 +47,13 @@ def calibrate_verb(
     json
         Print one JSON object, and nothing else.
     """
-    found, opened = FeatureSet.load(features), SAE.load(sae or shipped() / "sae")
+    found = FeatureSet.load(features)
     held = load_prompts(validation, "validation")
-    lm = load(model)
+    bench = Bench.open(sae or shipped() / "sae", model)
     stated = {"features": runs.file_hash(features), "validation": held.name, **settings.model_dump(mode="json")}
     folder = runs.open_run("calibrate", run, stated)
     say(f"run: {folder}")
-    policies = calibrate(Bench(lm, opened.to(next(lm.model.parameters()))), found, held, settings)
+    policies = calibrate(bench, found, held, settings)
     for policy in policies:
         policy.save(folder / f"{policy.name}.toml")
     runs.note(folder, policies={p.name: p.hash for p in policies})

@@ -11,9 +11,8 @@ from demur.data.prompts import load_prompts
 from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
 from demur.files import write_json
-from demur.models.load import ModelSettings, load
+from demur.models.load import ModelSettings
 from demur.records import FeatureSet
-from demur.sae.sae import SAE
 from demur.steering.policies import shipped
 from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
 
@@ -50,17 +49,14 @@ def find_verb(
     json
         Print one JSON object, and nothing else.
     """
-    opened = SAE.load(sae or shipped() / "sae")
     train, held = load_prompts(prompts, "train"), load_prompts(validation, "validation")
-    lm = load(model)
-    opened.check_width(lm.d_model)
-    stated = {"sae": opened.hash, "prompts": train.name, "validation": held.name, **settings.model_dump(mode="json")}
+    bench = Bench.open(sae or shipped() / "sae", model)
+    stated = {"sae": bench.sae.hash, "prompts": train.name, "validation": held.name, **settings.model_dump(mode="json")}
     folder = runs.open_run("find", run, stated)
     say(f"run: {folder}")
-    bench = Bench(lm, opened.to(next(lm.model.parameters())))
     found = find(bench, train, held, settings, str(sae or "shipped"))
     write_json(folder / "features.json", found)
-    runs.note(folder, model_hash=lm.hash, features=[f.id for f in found.features])
+    runs.note(folder, model_hash=bench.lm.hash, features=[f.id for f in found.features])
     show(
         {"run": str(folder), "features": [f.model_dump(mode="json") for f in found.features]},
         json,
