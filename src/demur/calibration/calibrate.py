@@ -27,6 +27,8 @@ class CalibrationSettings(Settings):
     """Share of look-alikes of harm that may open it."""
     doses: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
     """Doses tried, as multiples of the levels that `demur find` gave the features."""
+    positions: tuple[Positions, ...] = ("reply", "user")
+    """Where the features may be raised behind a gate, mildest first."""
     most_features: int = Field(default=4, gt=0)
     """Most refusal features raised together."""
     tried: int = Field(default=32, gt=0)
@@ -50,20 +52,22 @@ def calibrate(bench: Bench, features: FeatureSet, validation: PromptSet, setting
             f"{bench.lm.name} ({bench.lm.hash}) with SAE {bench.sae.hash}; find them again."
         )
     if features.method == "paper":
-        values, trials = _choose_dose(bench, features, validation, settings, most=1, positions="all")
-        policy = bench.raising(values, "all", "paper")
+        values, where, trials = _choose_dose(bench, features, validation, settings, most=1, positions=("all",))
+        policy = bench.raising(values, where, "paper")
         about = "One refusal feature clamped at all positions, always (O'Brien et al., 2411.11296)."
         return [policy.model_copy(update={"about": about, "receipt": {"how": features.how, "trials": trials}})]
     gate, strata = fit_gate(bench, features, validation, settings)
-    values, trials = _choose_dose(bench, features, validation, settings, settings.most_features, "reply")
+    values, where, trials = _choose_dose(
+        bench, features, validation, settings, settings.most_features, settings.positions
+    )
     receipt = {"how": features.how, "gate": strata, "trials": trials}
-    about = f"{len(values)} refusal features raised on the reply when {len(gate.features)} harm features say so."
-    ours = bench.raising(values, "reply", "gated").model_copy(update={"gate": gate, "about": about, "receipt": receipt})
+    about = f"{len(values)} refusal features raised ({where}) when {len(gate.features)} harm features say so."
+    ours = bench.raising(values, where, "gated").model_copy(update={"gate": gate, "about": about, "receipt": receipt})
     # Alive features only: raising one that never fires would be no control at all.
     used = {*values, *(f.id for f in features.features)}
     alive = [f for f in _alive(bench, validation) if f not in used]
     others = random.Random(settings.seed).sample(alive, len(values))
-    control = bench.raising(dict(zip(others, values.values(), strict=True)), "reply", "random")
+    control = bench.raising(dict(zip(others, values.values(), strict=True)), where, "random")
     about = "The same gate, random features at equal dose: a control."
     return [ours, control.model_copy(update={"gate": gate, "about": about, "receipt": {"seed": settings.seed}})]
 
@@ -108,34 +112,37 @@ def _choose_dose(
     validation: PromptSet,
     settings: CalibrationSettings,
     most: int,
-    positions: Positions,
-) -> tuple[dict[int, float], list[dict[str, Any]]]:
+    positions: Sequence[Positions],
+) -> tuple[dict[int, float], Positions, list[dict[str, Any]]]:
     actuators = features.actuators()
     if not actuators:
         raise PolicyError("the feature set has no actuators; find features again with more --candidates.")
-    options = [
-        {f.id: dose * f.level for f in actuators[:count]}
+    options: list[tuple[dict[int, float], Positions]] = [
+        ({f.id: dose * f.level for f in actuators[:count]}, where)
         # Features found together are raised together; ranked ones are tried as the first, the first two, and so on.
         for count in ([len(actuators)] if features.method == "effect" else range(1, min(most, len(actuators)) + 1))
+        for where in positions
         for dose in settings.doses
     ]
-    policies = [bench.raising(values, positions, f"trial-{i}") for i, values in enumerate(options)]
+    policies = [bench.raising(values, where, f"trial-{i}") for i, (values, where) in enumerate(options)]
     harmful = validation.where(label="harmful").sample(settings.tried).rows
     tried = try_policies(bench, policies, harmful, [], what="trying doses")
     best = max(_worth(t) for t in tried)
     good = [i for i, t in enumerate(tried) if _worth(t) >= best - settings.slack]
-    chosen = min(good, key=lambda i: sum(options[i].values()))
+    # Mildest: on the fewest tokens, then the least raised.
+    values, where = options[min(good, key=lambda i: (positions.index(options[i][1]), sum(options[i][0].values())))]
     trials = [
         {
             "features": list(v),
-            "values": list(v.values()),
+            "values": [round(x, 2) for x in v.values()],
+            "positions": at,
             "refused": t.refused,
             "degenerate": t.degenerate,
             "n": len(harmful),
         }
-        for v, t in zip(options, tried, strict=True)
+        for (v, at), t in zip(options, tried, strict=True)
     ]
-    return options[chosen], trials
+    return values, where, trials
 
 
 def _worth(tried: Tried) -> float:

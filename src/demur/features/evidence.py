@@ -22,7 +22,7 @@ def evidence(
 ) -> dict[int, Evidence]:
     """For each feature (and the value it is raised to): contexts from `texts`, words in answer to `conversations`.
 
-    Texts are token ids of what we wrote or sampled: contexts are printed, so they must be ours to print.
+    Texts are token ids of what we wrote: contexts are printed and shipped, so they must be ours to print.
     """
     features = list(levels)
     peaks = _peaks(bench.lm, bench.sae, features, texts)

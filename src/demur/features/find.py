@@ -117,14 +117,6 @@ def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSe
         candidates = (_paper if settings.method == "paper" else _contrast)(bench, replies, settings)
         actuators = _rank_by_effect(bench, candidates, validation, settings)
     sensors, bias = ([], 0.0) if settings.method == "paper" else _sensors(bench, train, settings)
-    chosen = [*actuators, *sensors]
-    # Contexts are printed, so they come from texts that we or the model wrote: shipped prompts, refusals, replies.
-    prompts = [tokens_and_roles(bench.lm, c)[0] for c in replies.conversations]
-    texts = [p + r for p, r in zip(prompts * 2, replies.ours + replies.plain, strict=True)]
-    ordinary = shipped_prompts("train").where(label="benign")
-    texts += [tokens_and_roles(bench.lm, row.conversation)[0] for row in ordinary.sample(200).rows]
-    asked = [row.conversation for row in ordinary.sample(8).rows]
-    shown = evidence(bench, {f.id: f.level for f in chosen}, texts, asked)
     return FeatureSet(
         model=bench.lm.name,
         model_hash=bench.lm.hash,
@@ -135,8 +127,23 @@ def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSe
         how=candidates.how,
         pooling=settings.pooling,
         bias=bias,
-        features=tuple(f.model_copy(update={"evidence": shown[f.id]}) for f in chosen),
+        features=with_evidence(bench, [*actuators, *sensors], settings.seed),
     )
+
+
+def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple[Feature, ...]:
+    """The features with what a person reads to judge them."""
+    # Contexts are printed and shipped, so they come from texts that we wrote: our prompts, our refusals.
+    ours = shipped_prompts("train")
+    ordinary = [row.conversation for row in ours.where(label="benign").sample(200).rows]
+    texts = [tokens_and_roles(bench.lm, c)[0] for c in ordinary]
+    for row, refusal in zip(ours.where(label="harmful").sample(64).rows, refusals(seed), strict=False):
+        texts.append(
+            tokens_and_roles(bench.lm, row.conversation)[0]
+            + bench.lm.tokenizer(refusal, add_special_tokens=False)["input_ids"]
+        )
+    shown = evidence(bench, {f.id: f.level for f in features}, texts, ordinary[:8])
+    return tuple(f.model_copy(update={"evidence": shown[f.id]}) for f in features)
 
 
 def _replies(bench: Bench, prompts: Sequence[Prompt], settings: FindSettings) -> Replies:
