@@ -13,6 +13,10 @@ from demur.records import Message, Policy
 from demur.sae.sae import SAE
 from demur.steering.session import steer
 
+USUAL = 160
+"""Tokens of prompt and reply that a row of a full batch may have; longer ones go in smaller batches, since the whole
+cache is copied at every token."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -36,6 +40,8 @@ def generate(
 ) -> Iterator[tuple[int, Reply]]:
     """Replies as they are made, with the number of the conversation; those of like length go together.
 
+    At most `batch` at a time, fewer where they are long.
+
     Raises:
         PromptError: a prompt that does not fit the context, before anything is generated.
         PolicyError, SAEError: a policy that does not fit.
@@ -43,8 +49,11 @@ def generate(
     coded = [tokens_and_roles(lm, c) for c in conversations]
     order = sorted(range(len(coded)), key=lambda i: -len(coded[i][0]))
     ends = end_tokens(lm)
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
+    start = 0
+    while start < len(order):
+        longest = len(coded[order[start]][0]) + settings.max_new_tokens
+        group = order[start : start + max(1, min(batch, batch * USUAL // longest))]
+        start += len(group)
         prompts = pad(lm, [coded[i] for i in group])
         with steer(lm, saes, [policies[i] for i in group], prompts) as session:
             replies = reply_tokens(lm, prompts, settings)
