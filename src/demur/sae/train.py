@@ -135,7 +135,7 @@ class Trainer:
         x = x * self.counters["scale"]
         w = self.weights
         pre = torch.addmm(w["b_enc"], x - w["b_dec"], w["W_enc"])
-        values, indices = RULES[self.settings.rule](pre, self.settings.k)
+        values, indices = RULES[self.settings.rule](pre, self.settings.k, None)
         error = x - F.embedding_bag(indices, w["W_dec"], per_sample_weights=values, mode="sum") - w["b_dec"]
         variance = (x - x.mean(0)).pow(2).sum()
         fvu = error.pow(2).sum() / variance
