@@ -8,7 +8,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from demur.models.load import LanguageModel, wrap
-from demur.records import Condition, Edit, Gate, Intervention, Message, Policy, Push
+from demur.records import CastSensor, Edit, FeatureSensor, Gate, Intervention, Message, Policy, Push
 from demur.sae.sae import SAE, SAEConfig
 
 TEMPLATE = (
@@ -46,6 +46,7 @@ ARCHITECTURES = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
 }
+SENSOR = FeatureSensor(site="0.resid_post", features=(1, 5, 9), weights=(1.0, 0.5, -0.25), bias=0.1)
 
 
 @cache
@@ -105,7 +106,7 @@ def policy(
     """Two features edited at block 1; with `threshold`, behind a gate that reads block 0."""
     gate = None
     if threshold is not None:
-        gate = Gate(site="0.resid_post", features=(1, 5, 9), weights=(1.0, 0.5, -0.25), bias=0.1, threshold=threshold)
+        gate = Gate(sensor=SENSOR, threshold=threshold)
     edits = tuple(Edit(feature=f, operation=operation, value=value) for f in features)
     act = Intervention(site="1.resid_post", edits=edits, positions=positions, keep_error=keep_error)
     return Policy(name=name, model_hash=lm(architecture).hash, gate=gate, interventions=(act,))
@@ -118,7 +119,8 @@ def dense_policy(
     owner = lm(architecture)
     draw = np.random.default_rng(5)
     arrays = {"v": draw.normal(size=owner.d_model), "m": draw.normal(size=(owner.d_model, owner.d_model)) / 8}
-    gate = Condition(site="0.resid_post", vector="v", threshold=threshold) if threshold is not None else None
+    condition = CastSensor(site="0.resid_post", vector="v")
+    gate = Gate(sensor=condition, threshold=threshold) if threshold is not None else None
     act = Intervention(site="1.resid_post", pushes=pushes, positions=positions)
     return Policy(name="dense", model_hash=owner.hash, gate=gate, interventions=(act,)).holding(arrays)
 
