@@ -6,6 +6,7 @@
     ├── ModelError        a model that cannot be had, or whose structure is not understood
     ├── PromptError       an empty set, a prompt longer than the context, a row without what it needs
     ├── SAEError          a feature out of range, a width that does not fit
+    ├── TrainingError     activations that are not finite, a process that left the others
     ├── PolicyError       an unknown policy, or one made for another model or SAE
     └── JudgeError        a judge that is unknown, cannot be had, or does not answer
 
@@ -36,6 +37,10 @@ class PromptError(DemurError):
 
 class SAEError(DemurError):
     """An SAE does not fit the model, or a feature is not in it."""
+
+
+class TrainingError(DemurError):
+    """Training cannot go on: activations that are not finite, or another of its processes ended."""
 
 
 class PolicyError(DemurError):

@@ -51,7 +51,7 @@ def measure(lm: LanguageModel, sae: SAE, text: Sequences, batch: int = ROWS) -> 
     losses = torch.zeros(3)
     with bar("measuring the SAE", len(groups)) as progress:
         for group in groups:
-            x = read_rows(lm, sae.config.site, group)
+            x = read_rows(lm, [sae.config.site], group)[:, 0]
             x = x[x.norm(dim=1) <= SINK_RATIO * x.norm(dim=1).median()]
             values, indices = sae.encode_sparse(x)
             error = error + (x - sae.decode_sparse(values, indices)).pow(2).sum()

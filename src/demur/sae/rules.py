@@ -1,16 +1,24 @@
 """Activation rules: from pre-activations to the few that count."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Sparse: TypeAlias = tuple[Tensor, Tensor]
-"""Values and indices of the active features, each `[tokens, k]`; a value of 0 is an inactive place."""
+RuleName = Literal["topk", "batchtopk", "jumprelu", "relu"]
+COUNTED = ("topk", "batchtopk")
+"""Rules with a `k`."""
+THRESHOLDED = ("batchtopk", "jumprelu")
+"""Rules with a threshold for each feature, once trained."""
 
-Rule: TypeAlias = Callable[[Float[Tensor, "tokens d_sae"], int], Sparse]
+Sparse: TypeAlias = tuple[Tensor, Tensor]
+"""Values and indices of the active features, each `[tokens, width]`; a value of 0 is an inactive place, and no index
+comes twice in a row. The width is `k`, or that of the token with the most active features."""
+
+Rule: TypeAlias = Callable[[Float[Tensor, "tokens d_sae"], int | None, Tensor | None], Sparse]
+"""From pre-activations, `k` and thresholds `[d_sae]`; each rule takes what it has."""
 
 
 def top_k(pre: Float[Tensor, "tokens d_sae"], k: int) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
@@ -32,7 +40,35 @@ def top_k(pre: Float[Tensor, "tokens d_sae"], k: int) -> tuple[Float[Tensor, "to
     return values.relu(), indices
 
 
-RULES: dict[str, Rule] = {"topk": top_k}
+def above(pre: Float[Tensor, "tokens d_sae"], threshold: Float[Tensor, " d_sae"] | float) -> Sparse:
+    """Every pre-activation above its feature's threshold, and above 0.
+
+    Zero for all is ReLU; a threshold each is JumpReLU (Rajamanoharan et al., arXiv 2407.14435, equation 2); BatchTopK
+    comes to this in use, with the one threshold learnt in training (Bussmann et al., arXiv 2412.06410, section 3).
+    """
+    f = torch.where(pre > threshold, pre, 0).relu()
+    width = int((f > 0).sum(dim=1).max()) if len(f) else 0
+    # Of as many as the widest row has: what a narrower row has over are zeros, each of another feature.
+    values, indices = f.topk(max(1, width), dim=1)
+    return values, indices
+
+
+def _top_k(pre: Tensor, k: int | None, threshold: Tensor | None) -> Sparse:
+    assert k is not None
+    return top_k(pre, k)
+
+
+def _thresholded(pre: Tensor, k: int | None, threshold: Tensor | None) -> Sparse:
+    assert threshold is not None
+    return above(pre, threshold)
+
+
+RULES: dict[str, Rule] = {
+    "topk": _top_k,
+    "batchtopk": _thresholded,
+    "jumprelu": _thresholded,
+    "relu": lambda pre, k, threshold: above(pre, 0.0),
+}
 
 
 def dense(values: Float[Tensor, "tokens k"], indices: Int[Tensor, "tokens k"], d_sae: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from demur.errors import FileError, SAEError
 from demur.files import nearest, read_json, replacing, write_json
 from demur.records import Record, parse
-from demur.sae.rules import RULES, Sparse, dense
+from demur.sae.rules import COUNTED, RULES, THRESHOLDED, RuleName, Sparse, dense
 
 CONFIG, WEIGHTS = "sae.json", "sae.safetensors"
 SHAPES = {"W_enc": ("d_model", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_model"), "b_dec": ("d_model",)}
+THRESHOLD = {"threshold": ("d_sae",)}
+"""Of the rules that have one."""
 
 
 class SAEConfig(Record):
@@ -27,20 +29,33 @@ class SAEConfig(Record):
 
     d_model: int = Field(gt=0)
     d_sae: int = Field(gt=0)
-    k: int = Field(gt=0)
-    """Active features per token at most."""
-    rule: Literal["topk"] = "topk"
+    k: int | None = Field(default=None, gt=0)
+    """Active features per token: with topk at most, with batchtopk on average; the other rules have none."""
+    rule: RuleName = "topk"
     site: str
     model: str
     model_hash: str
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
     """Precision on disk; in memory it is the model's."""
 
+    @model_validator(mode="after")
+    def _as_the_rule_has_it(self) -> "SAEConfig":
+        if (self.k is None) == (self.rule in COUNTED):
+            raise ValueError(f"the rule {self.rule} {'needs a `k`' if self.k is None else 'has no `k`'}")
+        return self
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights that such an SAE has, in the order in which they are hashed, and their shapes."""
+        axes = SHAPES | (THRESHOLD if self.rule in THRESHOLDED else {})
+        return {name: tuple(getattr(self, axis) for axis in of) for name, of in axes.items()}
+
 
 class SAE:
     """`f(x) = rule((x − b_dec) W_enc + b_enc)`, `x̂ = f W_dec + b_dec`, decoder rows of norm 1.
 
-    So an activation is a length in the residual stream: its units are those of `x`.
+    So an activation is a length in the residual stream: its units are those of `x`. `threshold` is for the rules that
+    have one (`rules.THRESHOLDED`), in the same units.
     """
 
     def __init__(
@@ -50,18 +65,28 @@ class SAE:
         b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_model"],
         b_dec: Float[Tensor, " d_model"],
+        threshold: Float[Tensor, " d_sae"] | None = None,
     ) -> None:
         self.config = config
-        self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
-        for name, axes in SHAPES.items():
-            shape, expected = tuple(getattr(self, name).shape), tuple(getattr(config, axis) for axis in axes)
-            if shape != expected:
-                raise SAEError(f"the SAE's {name} has shape {shape}; its config says {expected}.")
+        self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold = W_enc, b_enc, W_dec, b_dec, threshold
+        for name, expected in config.shapes.items():
+            weight = getattr(self, name)
+            if weight is None or tuple(weight.shape) != expected:
+                shape = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
+                raise SAEError(f"the SAE's {name} {shape}; its config says {expected}.")
+        if threshold is not None and "threshold" not in config.shapes:
+            raise SAEError(f"an SAE of rule {config.rule} has no threshold; rules with one are {THRESHOLDED}.")
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """By name, in the order in which they are hashed."""
+        return {name: getattr(self, name) for name in self.config.shapes}
 
     def encode_sparse(self, x: Float[Tensor, "tokens d_model"]) -> Sparse:
-        """The active features of each token: values and indices, each `[tokens, k]`."""
+        """The active features of each token: values and indices, each `[tokens, width]` (`rules.Sparse`)."""
         self.check_width(x.shape[-1])
-        return RULES[self.config.rule](torch.addmm(self.b_enc, x - self.b_dec, self.W_enc), self.config.k)
+        pre = torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
+        return RULES[self.config.rule](pre, self.config.k, self.threshold)
 
     def encode(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_sae"]:
         """All activations of each token, zeros included, in the units of `x`."""
@@ -82,7 +107,7 @@ class SAE:
 
     def to(self, like: Tensor) -> "SAE":
         """The same SAE in the precision and on the device of `like`."""
-        moved = SAE(self.config, **{name: getattr(self, name).to(like) for name in SHAPES})
+        moved = SAE(self.config, **{name: weight.to(like) for name, weight in self.weights.items()})
         # It is still the SAE that was saved: a policy made in bfloat16 is one for the same SAE in float32.
         moved.hash = self.hash
         return moved
@@ -106,8 +131,8 @@ class SAE:
         """Twelve hex digits of the weights as saved; taken once, since every steered call compares it."""
         dtype = getattr(torch, self.config.dtype)
         digest = hashlib.sha256()
-        for name in SHAPES:
-            weight = getattr(self, name).detach().to("cpu", dtype).contiguous()
+        for weight in self.weights.values():
+            weight = weight.detach().to("cpu", dtype).contiguous()
             digest.update(weight.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:12]
 
@@ -116,7 +141,7 @@ class SAE:
         folder.mkdir(parents=True, exist_ok=True)
         dtype = getattr(torch, self.config.dtype)
         with replacing(folder / WEIGHTS) as tmp:
-            save_file({name: getattr(self, name).detach().to("cpu", dtype).contiguous() for name in SHAPES}, tmp)
+            save_file({n: weight.detach().to("cpu", dtype).contiguous() for n, weight in self.weights.items()}, tmp)
         write_json(folder / CONFIG, self.config)
 
     @classmethod
@@ -138,6 +163,6 @@ class SAE:
             raise FileError(
                 f"{path} cannot be read ({error}); missing, truncated or not safetensors; train or copy it again."
             ) from error
-        if set(weights) != set(SHAPES):
-            raise FileError(f"{path} holds {sorted(weights)}; expected {sorted(SHAPES)}.")
+        if set(weights) != set(config.shapes):
+            raise FileError(f"{path} holds {sorted(weights)}; expected {sorted(config.shapes)}.")
         return cls(config, **{name: weight.to(device, dtype) for name, weight in weights.items()})
