@@ -4,6 +4,7 @@
 `weights_only` torch refuses everything else before any of it is run.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileError(f"{path} does not exist; a {NAME} SAE has it beside its {CONFIG}.")
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that are none, torch says more than the error does
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever it stumbles upon
         raise FileError(
             f"{path} was not opened: it is truncated, no checkpoint of torch, or holds more than tensors, such as code "
@@ -93,4 +96,3 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise FileError(f"{path} holds no dictionary of tensors; expected what {NAME} saves.")
     return found
-

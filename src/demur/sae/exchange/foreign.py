@@ -22,7 +22,7 @@ from torch import Tensor
 from demur.errors import FileError, SAEError
 from demur.records import Record, parse
 from demur.sae.rules import THRESHOLDED, RuleName
-from demur.sae.sae import SHAPES, SAE, SAEConfig
+from demur.sae.sae import SAE, SHAPES, SAEConfig
 
 EVEN = 1e-5
 """Decoder rows whose norms differ by a smaller share are of one norm, apart from rounding."""
