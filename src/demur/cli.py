@@ -19,6 +19,7 @@ from demur.errors import DemurError, SettingsError
 VERBS = {
     "demo": ("demur.verbs.demo:demo_verb", "The whole line on the embedded model: a report, and its path."),
     "train": ("demur.verbs.train:train_verb", "Text → SAE."),
+    "sae-report": ("demur.verbs.sae_report:sae_report_verb", "An SAE → how good it is: one HTML page."),
     "find": ("demur.verbs.find:find_verb", "SAE + prompts → features that write refusal and read harm."),
     "calibrate": ("demur.verbs.calibrate:calibrate_verb", "Features + a false-refusal budget → policies."),
     "rivals": ("demur.verbs.rivals:rivals_verb", "Other methods, controls and the paper's arms → policies."),

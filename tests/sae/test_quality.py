@@ -97,7 +97,9 @@ def test_nearest_is_the_largest_cosine_with_another(monkeypatch):
     rows = F.normalize(sae.W_dec, dim=1)
     for i, found in enumerate(nearest(sae).tolist()):
         assert abs(found - max(float(rows[i] @ rows[j]) for j in range(len(rows)) if j != i)) < 1e-6
-    twin = SAE(sae.config, sae.W_enc, sae.b_enc, torch.cat([sae.W_dec[:1], 2 * sae.W_dec[:1], sae.W_dec[2:]]), sae.b_dec)
+    twin = SAE(
+        sae.config, sae.W_enc, sae.b_enc, torch.cat([sae.W_dec[:1], 2 * sae.W_dec[:1], sae.W_dec[2:]]), sae.b_dec
+    )
     assert torch.allclose(nearest(twin)[:2], torch.ones(2), atol=1e-6)
 
 
