@@ -7,6 +7,7 @@ An SAE may explain the variance of web text well and miss both (Kissane et al., 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -211,7 +212,8 @@ def _spanned(W_dec: Tensor, vectors: Tensor) -> dict[int, list[float]]:
     found = {}
     for n in SPANS:
         if n <= min(rows.shape):
-            weights = orthogonal_mp(rows, targets, n_nonzero_coefs=n).reshape(rows.shape[1], -1)
+            weights: Any = orthogonal_mp(rows, targets, n_nonzero_coefs=n)
+            weights = weights.reshape(rows.shape[1], -1)
             left = ((targets - rows @ weights) ** 2).sum(0) / (targets**2).sum(0)
             found[n] = (1 - left).tolist()
     return found

@@ -7,6 +7,7 @@ import numpy as np
 
 from demur import runs
 from demur.features.examine import Findings
+from demur.features.purpose import Direction
 from demur.files import read_json
 from demur.records import Area, HeldOut
 from demur.reports import plain, sae_plots
@@ -18,6 +19,7 @@ from demur.sae.quality import DENSE, Quality
 
 LIKE = (0.9, 0.7, 0.5)
 """Cosines from which on decoder rows are counted as near."""
+READS = ("Harm", "Refusal")
 HALVES = {"harm": ("harmful prompts", "benign prompts"), "refusal": ("refusing replies", "compliant replies")}
 """What the two sides of a gate are, by what it reads."""
 
@@ -49,9 +51,9 @@ def report(found: Findings, folder: Path) -> Report:
         again=f"demur sae-report {found.name} --run FOLDER",
         hero=Drawing(
             draw(sae_plots.gates(found.gates), "Areas of gates on sources that they were not fitted to."),
-            "Harm and refusal, read where the sources are new",
-            "A tick is a pair of sources left out; a dot their mean with its interval; hollow, the mean where they were "
-            "fitted to.",
+            "",
+            "How well harm and refusal are read where the sources are new. A tick is a pair of sources that were left out; "
+            "a dot, their mean with its 95 % interval; hollow, the mean where they were among those fitted to.",
         ),
     )
 
@@ -72,8 +74,7 @@ def headline(found: Findings) -> str:
 def _points(found: Findings) -> list[Point]:
     q = found.text.whole
     near = np.asarray(found.text.nearest)
-    harm, refusal = (gates[0] for gates in found.gates.values())
-    points = [
+    return [
         Point(
             "Text",
             "text",
@@ -84,30 +85,22 @@ def _points(found: Findings) -> list[Point]:
             "Features",
             "features",
             f"{percent(q.dead)} were not active once in {q.tokens} tokens, {percent(q.dense)} are active on more than "
-            f"{DENSE:.0%} of them; {percent(float((near > LIKE[0]).mean()))} have a near twin (cosine above {LIKE[0]}).",
+            f"{100 * DENSE:.0f} % of them; {percent(float((near > LIKE[0]).mean()))} have a twin (cosine above {LIKE[0]}).",
         ),
-        Point("Harm", "gates", _lost(harm, found.gates["harm"][1])),
-        Point("Refusal", "gates", _lost(refusal, found.gates["refusal"][1])),
+        *(
+            Point(name, "gates", _lost(*gates, d))
+            for name, gates, d in zip(READS, found.gates.values(), found.directions, strict=True)
+        ),
     ]
-    for d in found.directions:
-        points.append(
-            Point(
-                f"Direction of {d.name}",
-                "directions",
-                f"the reconstruction's has a cosine of {d.cosine:.3f} with it and {percent(d.kept)} of its length; the "
-                f"nearest single feature {d.nearest:+.2f}".replace("-", "−")
-                + f" ({d.feature}).",
-            )
-        )
-    return points
 
 
-def _lost(sparse: HeldOut, dense: HeldOut) -> str:
+def _lost(sparse: HeldOut, dense: HeldOut, d: Direction) -> str:
     worst = min(sparse.pairs, key=lambda p: p.unseen.area)
+    lost = [100 * (h.seen.area - h.unseen.area) for h in (sparse, dense)]
     return (
-        f"{sparse.reader} lose {100 * (sparse.seen.area - sparse.unseen.area):.1f} points of area from sources fitted to "
-        f"to new ones, the dense probe {100 * (dense.seen.area - dense.unseen.area):.1f}; worst is {clean(worst.harmful)} "
-        f"against {clean(worst.benign)} ({worst.unseen.area:.3f})."
+        f"where the sources are new, {sparse.reader} lose {lost[0]:.1f} points of area, the dense probe {lost[1]:.1f}; "
+        f"hardest is {clean(worst.harmful)} against {clean(worst.benign)} ({worst.unseen.area:.3f}). The reconstruction "
+        f"keeps {percent(d.kept)} of the direction's length (cosine {d.cosine:.3f})."
     )
 
 
@@ -116,7 +109,7 @@ def _lost(sparse: HeldOut, dense: HeldOut) -> str:
 
 def _text(found: Findings) -> Section:
     head = [
-        word("text"),
+        word("text", "tokens; with losses"),
         word("variance unexplained", "FVU"),
         word("active a token", "L0"),
         word("loss", "nats a token"),
@@ -139,9 +132,8 @@ def _text(found: Findings) -> Section:
 
 
 def _quality(name: str, q: Quality) -> list[Cell]:
-    note = f"{q.tokens} tokens, losses on {q.predicted}"
     return [
-        word(name, note),
+        word(name, f"{q.tokens}; {q.predicted}"),
         _number(q.fvu, 4, q.tokens),
         _number(q.l0, 1, q.tokens),
         *(_number(x, 3, q.predicted) for x in (q.loss_plain, q.loss_spliced, q.loss_zeroed)),
@@ -164,7 +156,10 @@ def _features(found: Findings) -> Section:
             ("dense", "var(--complied)"),
         ],
     )
-    shares = [("not active once", float((density == 0).mean())), (f"active on more than {DENSE:.0%}", q.dense)]
+    shares = [
+        ("not active once", float((density == 0).mean())),
+        (f"active on more than {100 * DENSE:.0f} % of the tokens", q.dense),
+    ]
     shares += [(f"nearest cosine above {c}", float((near > c).mean())) for c in LIKE]
     rows = [[word(what), Cell(percent(s), figure=Figure(s, n=len(density))), _count(s, density)] for what, s in shares]
     rows.append(

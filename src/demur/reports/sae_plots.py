@@ -31,12 +31,14 @@ def densities(shares: Sequence[float]) -> Chart:
         said = f"active on {_share(low)} to {_share(low + STEP)} of the tokens: {n} features"
         colour = "var(--complied)" if low + STEP > log10(DENSE) + 1e-9 else "var(--p0)"
         rows.append({"low": low, "high": low + STEP, "n": n, "said": said, "colour": colour})
-    left = first - 3 * STEP
+    left = first - 1 - STEP
     rows.append({"low": left, "high": left + STEP, "n": dead, "said": f"never active: {dead} features"})
     rows[-1]["colour"] = "var(--bad)"
     ticks = [left + STEP / 2, *range(first, 1)]
     labels = "datum.value < " + str(first - STEP / 2) + " ? 'never' : " + _decades("datum.value", first)
-    axis = alt.Axis(values=ticks, labelExpr=labels, domain=False, tickSize=0, labelPadding=6, grid=False)
+    axis = alt.Axis(
+        values=ticks, labelExpr=labels, labelOverlap=False, domain=False, tickSize=0, labelPadding=6, grid=False
+    )
     x = alt.X("low:Q", title="share of the tokens on which a feature is active", axis=axis, scale=_exact(left, 0))
     return _bars(rows, x, "features")
 
@@ -49,7 +51,9 @@ def neighbours(cosines: Sequence[float]) -> Chart:
         n = sum(low <= c < low + NEAR or (i == 0 and c < 0) or (c >= 1 and low + NEAR > 0.999) for c in cosines)
         said = f"cosine with the nearest {low:.2f} to {low + NEAR:.2f}: {n} features"
         rows.append({"low": low, "high": low + NEAR, "n": n, "said": said, "colour": "var(--p0)"})
-    axis = alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="~g", domain=False, tickSize=0, labelPadding=6, grid=False)
+    axis = alt.Axis(
+        values=[i / 5 for i in range(6)], format=".1f", domain=False, tickSize=0, labelPadding=6, grid=False
+    )
     x = alt.X("low:Q", title="cosine with the nearest other feature", axis=axis, scale=_exact(0, 1))
     return _bars(rows, x, "features")
 
@@ -94,7 +98,7 @@ def gates(found: Mapping[str, Sequence[HeldOut]]) -> Chart:
             x=x, stroke=around, fill=inside, **look
         ),
     ]
-    return alt.layer(*layers).properties(width=430, height=38 * len(names))
+    return alt.layer(*layers).properties(width=430, height=44 * len(names))
 
 
 def spans(found: Sequence[Direction]) -> Chart:
@@ -121,10 +125,11 @@ def spans(found: Sequence[Direction]) -> Chart:
 
 
 def _bars(rows: list[dict[str, Any]], x: alt.X, what: str) -> Chart:
+    rows = [row | {"floor": 0} for row in rows]
     y = alt.Y("n:Q", title=what, axis=alt.Axis(tickCount=4, format="~s", domain=False, tickSize=0, labelPadding=6))
     bars = alt.Chart(data(rows)).mark_bar(stroke="var(--page)", strokeWidth=1)
     return alt.layer(
-        bars.encode(x=x, x2="high:Q", y=y, color=alt.Color("colour:N", scale=None), description="said:N")
+        bars.encode(x=x, x2="high:Q", y=y, y2="floor:Q", color=alt.Color("colour:N", scale=None), description="said:N")
     ).properties(width=WIDE, height=HIGH)
 
 
