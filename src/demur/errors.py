@@ -7,7 +7,8 @@
     ├── PromptError       an empty set, a prompt longer than the context, a row without what it needs
     ├── SAEError          a feature out of range, a width that does not fit
     ├── PolicyError       an unknown policy, or one made for another model or SAE
-    └── JudgeError        a judge that is unknown, cannot be had, or does not answer
+    ├── JudgeError        a judge that is unknown, cannot be had, or does not answer
+    └── EndpointError     a model behind an endpoint that does not answer, or turns us away
 
 A message is one sentence or two that say what was given, what was expected and what to type. The command line prints
 it without a traceback (`--debug` shows it) and exits with 1.
@@ -44,3 +45,7 @@ class PolicyError(DemurError):
 
 class JudgeError(DemurError):
     """A judge is unknown, cannot be had, or does not answer."""
+
+
+class EndpointError(DemurError):
+    """A model behind an endpoint does not answer, or turns us away."""

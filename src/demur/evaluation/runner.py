@@ -8,7 +8,7 @@ the plain model finds each reply, which is not computed twice).
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from demur.evaluation.judging.judges import REFUSING, Judge
 from demur.evaluation.outcomes import transcript
 from demur.evaluation.quality import Quality, quality
 from demur.evaluation.statistics import Comparison, Rate, compare
-from demur.files import read_json, read_jsonl, read_text, replacing, to_line, write_json, write_jsonl
+from demur.files import read_json, to_line, whole_lines, write_json, write_jsonl
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel
 from demur.progress import bar
@@ -100,7 +100,21 @@ def evaluate(
         PolicyError, SAEError: a policy that does not fit the model or the SAE.
         JudgeError: a judge that cannot be reached; what it had judged before is kept.
     """
-    transcripts = respond(lm, saes, policies, sets, settings, folder)
+    return conclude(lm, respond(lm, saes, policies, sets, settings, folder), judges, settings, folder)
+
+
+def conclude(
+    lm: LanguageModel,
+    transcripts: Sequence[Transcript],
+    judges: Sequence[Judge],
+    settings: EvaluationSettings,
+    folder: Path,
+) -> Findings:
+    """Judges what was answered, writes what was found.
+
+    Raises:
+        JudgeError: as `evaluate`.
+    """
     verdicts = judge_all(judges, transcripts, folder)
     headline = headline_verdicts(transcripts, verdicts, judges)
     pairs = itertools.combinations([j.name for j in judges], 2)
@@ -141,10 +155,15 @@ def respond(
                 file.flush()
                 progress.step(figures=f"policy {policy.name}")
     rows = [done[p.name, name, row.id] for p, name, row in wanted]
-    # Replies of policies or sets that this call did not ask for stay, behind those that it did.
-    asked = {key_of(t) for t in rows}
-    write_jsonl(path, [*rows, *(t for key, t in done.items() if key not in asked)])
+    keep(folder, rows)
     return rows
+
+
+def keep(folder: Path, asked: Sequence[Transcript]) -> None:
+    """Writes a run's transcripts: those asked for, then what the run has of others."""
+    path = folder / TRANSCRIPTS
+    known = {key_of(t) for t in asked}
+    write_jsonl(path, [*asked, *(t for t in read_transcripts(path) if key_of(t) not in known)])
 
 
 def _replies(
@@ -163,26 +182,16 @@ def _replies(
     if policy.gate is not None and not policy.system and plain and settings.temperature == 0:
         for i, seen in enumerate(decide(lm, saes, talk, policy, settings.batch)):
             same = plain.get((rows[i][0], rows[i][1].id))
-            if not seen["open"] and same is not None:
+            if not seen["open"] and same is not None and same.conversation == talk[i]:
                 left.remove(i)
                 yield i, Reply(same.reply, same.tokens, same.finish, seen)
     made = generate(lm, saes, [talk[i] for i in left], [policy] * len(left), settings, settings.batch)
     yield from ((left[i], reply) for i, reply in made)
 
 
-def read_transcripts(path: Path) -> Iterable[Transcript]:
+def read_transcripts(path: Path) -> list[Transcript]:
     """The transcripts of a run; a last line cut short by a kill is dropped."""
-    return [Transcript.model_validate(row) for row in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> Iterable[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    text = read_text(path)
-    if text and not text.endswith("\n"):
-        with replacing(path) as tmp:
-            tmp.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-    return read_jsonl(path)
+    return [Transcript.model_validate(row) for row in whole_lines(path)]
 
 
 def named(prompts: PromptSet) -> list[tuple[str, Prompt]]:
@@ -205,7 +214,7 @@ def judge_all(judges: Sequence[Judge], transcripts: Sequence[Transcript], folder
     soon as it is made.
     """
     path = folder / VERDICTS
-    before = [Verdict.model_validate(row) for row in _whole_lines(path)]
+    before = [Verdict.model_validate(row) for row in whole_lines(path)]
     found: list[Verdict] = []
     with path.open("a", encoding="utf-8") as file:
         for judge in judges:
