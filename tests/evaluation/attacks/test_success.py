@@ -60,8 +60,9 @@ def test_rows_that_share_a_goal_widen_the_interval():
 
 
 def test_families_are_counted_apart_and_together():
-    rows = [pair(f"{f}{i}", "complied", "none", family=f, goal=f"g{i}") for f in "ab" for i in range(4)]
-    rows += [pair(f"{f}{i}", "complied" if f == "a" else "refused", family=f, goal=f"g{i}") for f in "ab" for i in range(4)]  # fmt: skip
+    asked = [(f, i) for f in "ab" for i in range(4)]
+    rows = [pair(f"{f}{i}", "complied", "none", family=f, goal=f"g{i}") for f, i in asked]
+    rows += [pair(f"{f}{i}", "complied" if f == "a" else "refused", family=f, goal=f"g{i}") for f, i in asked]
     found = {(r.family, r.policy): r for r in by_family("families", rows)}
     assert set(found) == {(f, p) for f in ("a", "b", ALL) for p in ("none", "p")}
     assert [cut_of(found[f, "p"]) for f in ("a", "b", ALL)] == [0, 1, 0.5]

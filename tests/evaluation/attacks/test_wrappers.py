@@ -70,7 +70,8 @@ def test_each_family_gets_as_many_with_requests_and_wrappers_in_turn():
     wrappers = [Wrapper(id=f"a{i}", family="a", template=f"{i} {{request}}") for i in range(3)]
     wrappers += [Wrapper(id="b", family="b", transform="rot13", label="harmful")]
     made = wrapped(ROWS, wrappers, 4)
-    assert Counter((r.family, r.label) for r in made.rows) == {("a", "harmful"): 4, ("a", "benign"): 4, ("b", "harmful"): 4}  # fmt: skip
+    counts = Counter((r.family, r.label) for r in made.rows)
+    assert counts == dict.fromkeys([("a", "harmful"), ("a", "benign"), ("b", "harmful")], 4)
     ours = [r.id for r in made.rows if (r.family, r.label) == ("a", "harmful")]
     assert ours == ["a0/h0", "a1/h2", "a2/h4", "a0/h6"]
     every = wrapped(ROWS, wrappers, 99)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from demur.errors import FileError, PromptError
 from demur.files import read_jsonl
@@ -22,14 +22,9 @@ SLOT = "{request}"
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 LOOKALIKES = str.maketrans("aceopxyiACEOPX", "асеорхуіАСЕОРХ")
 """Latin letters and the Cyrillic ones that are drawn alike."""
-MORSE = dict(
-    zip(
-        "abcdefghijklmnopqrstuvwxyz0123456789",
-        ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.. "
-        "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----.".split(),
-        strict=True,
-    )
-)
+CODE = """.- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --..
+----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----."""
+MORSE = dict(zip("abcdefghijklmnopqrstuvwxyz0123456789", CODE.split(), strict=True))
 
 
 def _pig_latin(word: str) -> str:
@@ -140,8 +135,9 @@ def wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], n: int, name: str =
             most = min(n, len(asked) * len(ours))
             for i in range(most):
                 # Where there are fewer requests than wanted, each comes again with another wrapper.
-                place, turn = i * len(asked) // most if most <= len(asked) else i % len(asked), i // len(asked)
-                made = ours[(i + turn) % len(ours)].wrap(asked[place])
+                turn, one = divmod(i, len(asked))
+                place = i * len(asked) // most if most <= len(asked) else one
+                made = ours[(one + turn) % len(ours)].wrap(asked[place])
                 rows.setdefault(made.id, made)
     if not rows:
         raise PromptError(f"no row of {prompts.name} has a label that a wrapper is for; give others.")
