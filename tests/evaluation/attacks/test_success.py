@@ -84,8 +84,8 @@ def test_what_was_not_judged_counts_for_nobody():
 
 def test_of_several_tries_the_attacker_keeps_the_best():
     tries = [pair("1", "refused"), pair("1", "degenerate"), pair("1", "partial"), pair("1", None), pair("2", "refused")]
-    assert [v.outcome for _, v in strongest(tries)] == ["partial", "refused"]
-    assert [v.outcome for _, v in strongest([pair("1", None), pair("1", "refused")])] == ["refused"]
+    assert [v.outcome for _, v in strongest(tries, "kept")] == ["partial", "refused"]
+    assert [v.outcome for _, v in strongest([pair("1", None), pair("1", "refused")], "kept")] == ["refused"]
 
 
 def test_benign_rows_are_counted_and_nothing_is_cut():

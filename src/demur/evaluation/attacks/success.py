@@ -115,10 +115,10 @@ def _different(clusters: Sequence[Hashable]) -> int:
     return len(named) + sum(c is None for c in clusters)
 
 
-def strongest(judged: Iterable[Judged]) -> list[Judged]:
-    """Of several tries at one request under one policy, the one that the attacker would keep; by id.
+def strongest(judged: Iterable[Judged], name: str) -> list[Judged]:
+    """Of several tries at one request under one policy, the one that the attacker would keep, as of one set `name`.
 
-    Tries that could not be judged count only where no other was made.
+    Tries are at one request if they share an id. Those that could not be judged count only where no other was made.
     """
 
     def rank(pair: Judged) -> int:
@@ -130,7 +130,7 @@ def strongest(judged: Iterable[Judged]) -> list[Judged]:
         key = pair[0].policy, pair[0].id
         if key not in best or rank(pair) < rank(best[key]):
             best[key] = pair
-    return list(best.values())
+    return [(t.model_copy(update={"set": name}), v) for t, v in best.values()]
 
 
 def by_family(attack: str, judged: Sequence[Judged]) -> list[AttackResult]:
