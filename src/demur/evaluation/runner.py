@@ -144,7 +144,8 @@ def respond(
     done = {key_of(t): t for t in read_transcripts(path)}
     wanted = [(p, name, row) for p in policies for s in sets for name, row in named(s)]
     todo = [(p, name, row) for p, name, row in wanted if (p.name, name, row.id) not in done]
-    with bar("answering", len(wanted), len(wanted) - len(todo)) as progress, path.open("a", encoding="utf-8") as file:
+    what = f"answering: {sets[0].name}" if len(sets) == 1 else "answering"
+    with bar(what, len(wanted), len(wanted) - len(todo)) as progress, path.open("a", encoding="utf-8") as file:
         for policy in policies:
             mine = [(name, row) for p, name, row in todo if p is policy]
             for i, reply in _replies(lm, saes, policy, mine, done, settings):
