@@ -53,12 +53,14 @@ class Target:
         sampled = {"temperature": 1.0, "seed": seed} if seed is not None else {}
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = self.settings.model_copy(update=sampled)
-        return respond(self.lm, self.saes, [policy], [PromptSet(name=name, rows=tuple(rows))], settings, self.folder)
+        # A row's source would stand for the name.
+        prompts = PromptSet(name=name, rows=tuple(row.model_copy(update={"source": None}) for row in rows))
+        return respond(self.lm, self.saes, [policy], [prompts], settings, self.folder)
 
 
 def asked(row: Prompt, messages: Sequence[Message], **changed: str) -> Prompt:
     """The row as a conversation so far, its own prompt or messages replaced."""
-    return row.model_copy(update={"prompt": None, "messages": tuple(messages), "source": None} | changed)
+    return row.model_copy(update={"prompt": None, "messages": tuple(messages)} | changed)
 
 
 def said(t: Transcript) -> tuple[Message, ...]:

@@ -141,7 +141,7 @@ def attack(
 
 def _with_goal(row: Prompt) -> Prompt:
     goal = row.goal or row.conversation[-1].content
-    return row.model_copy(update={"goal": goal, "family": NAME, "source": None})
+    return row.model_copy(update={"goal": goal, "family": NAME})
 
 
 def _next(
