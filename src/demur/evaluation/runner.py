@@ -8,9 +8,9 @@ the plain model finds each reply, which is not computed twice).
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import Field
 
@@ -32,6 +32,13 @@ JUDGES, COMPARISONS, QUALITY, NATS = "judges.json", "comparisons.json", "quality
 
 Key = tuple[str, str, str]
 """Policy, set and id: what a transcript is of."""
+Rows = Sequence[tuple[str, Prompt]]
+"""Prompts, each with the name of its set."""
+Done = Mapping[Key, Transcript]
+Replying: TypeAlias = Callable[
+    [LanguageModel, Mapping[str, SAE], Policy, Rows, Done, "EvaluationSettings"], Iterator[tuple[int, Reply]]
+]
+"""Answers rows under a policy, knowing what has been answered: replies as they are made, with the row's number."""
 
 
 class Result(Record):
@@ -138,6 +145,7 @@ def respond(
     sets: Sequence[PromptSet],
     settings: EvaluationSettings,
     folder: Path,
+    replies: Replying | None = None,
 ) -> list[Transcript]:
     """All transcripts, in the order policies × sets × rows; each is on disk as soon as its batch is done."""
     path = folder / TRANSCRIPTS
@@ -148,7 +156,7 @@ def respond(
     with bar(what, len(wanted), len(wanted) - len(todo)) as progress, path.open("a", encoding="utf-8") as file:
         for policy in policies:
             mine = [(name, row) for p, name, row in todo if p is policy]
-            for i, reply in _replies(lm, saes, policy, mine, done, settings):
+            for i, reply in (replies or usual_replies)(lm, saes, policy, mine, done, settings):
                 name, row = mine[i]
                 made = transcript(row, policy, name, reply)
                 done[key_of(made)] = made
@@ -167,14 +175,15 @@ def keep(folder: Path, asked: Sequence[Transcript]) -> None:
     write_jsonl(path, [*asked, *(t for t in read_transcripts(path) if key_of(t) not in known)])
 
 
-def _replies(
+def usual_replies(
     lm: LanguageModel,
     saes: Mapping[str, SAE],
     policy: Policy,
-    rows: Sequence[tuple[str, Prompt]],
-    done: Mapping[Key, Transcript],
+    rows: Rows,
+    done: Done,
     settings: EvaluationSettings,
 ) -> Iterator[tuple[int, Reply]]:
+    """What the policy makes of the prompts."""
     # Behind a shut gate the model is the plain one to the bit (tests/laws), so where this run has the plain model's
     # greedy reply already, it is not made again; the gate's score is still its own.
     talk = [row.conversation for _, row in rows]

@@ -102,7 +102,10 @@ def test_how_a_reply_begins_that_does_what_was_asked(request_, reply):
 
 
 SETTINGS = GCGSettings(gcg_goals=2, gcg_steps=12, gcg_candidates=6, gcg_length=8, gcg_top=40)
-GOALS = [Prompt(id=f"g{i}", prompt=text, label="harmful") for i, text in enumerate(["tea how sky boat why!", "old how sky walk why!"])]
+GOALS = [
+    Prompt(id=f"g{i}", prompt=text, label="harmful")
+    for i, text in enumerate(["tea how sky boat why!", "old how sky walk why!"])
+]
 
 
 @pytest.fixture

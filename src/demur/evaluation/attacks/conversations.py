@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demur.evaluation.attacks.success import AttackResult, Judged, measured, strongest
-from demur.evaluation.runner import EvaluationSettings, respond
+from demur.evaluation.runner import EvaluationSettings, Replying, respond
 from demur.models.load import LanguageModel
 from demur.records import Message, Policy, Prompt, PromptSet, Transcript
 from demur.sae.sae import SAE
@@ -46,7 +46,14 @@ class Target:
     settings: EvaluationSettings
     folder: Path
 
-    def answer(self, policy: Policy, name: str, rows: Sequence[Prompt], seed: int | None = None) -> list[Transcript]:
+    def answer(
+        self,
+        policy: Policy,
+        name: str,
+        rows: Sequence[Prompt],
+        seed: int | None = None,
+        replies: Replying | None = None,
+    ) -> list[Transcript]:
         """A reply to each row, made once and kept; with a seed, sampled at temperature 1."""
         if not rows:
             return []
@@ -55,7 +62,7 @@ class Target:
         settings = self.settings.model_copy(update=sampled)
         # A row's source would stand for the name.
         prompts = PromptSet(name=name, rows=tuple(row.model_copy(update={"source": None}) for row in rows))
-        return respond(self.lm, self.saes, [policy], [prompts], settings, self.folder)
+        return respond(self.lm, self.saes, [policy], [prompts], settings, self.folder, replies)
 
 
 def asked(row: Prompt, messages: Sequence[Message], **changed: str) -> Prompt:

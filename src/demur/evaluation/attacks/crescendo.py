@@ -37,6 +37,8 @@ OVER = "over.jsonl"
 class CrescendoSettings(Settings):
     """How far an attack goes."""
 
+    crescendo_goals: int = Field(default=16, gt=0)
+    """Requests that live conversations lead to, an even sample."""
     crescendo_turns: int = Field(default=10, ge=2)
     """Most turns of a conversation, the paper's."""
     crescendo_backtracks: int = Field(default=10, ge=0)
