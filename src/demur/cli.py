@@ -26,6 +26,7 @@ VERBS = {
     "rivals": ("demur.verbs.rivals:rivals_verb", "Other methods, controls and the paper's arms → policies."),
     "chat": ("demur.verbs.chat:chat_verb", "A policy → a conversation."),
     "evaluate": ("demur.verbs.evaluate:evaluate_verb", "Policies × prompts → a table with intervals."),
+    "attack": ("demur.verbs.attack:attack_verb", "Attacks on policies → what each wins, with intervals."),
     "judge": ("demur.verbs.judge:judge_verb", "A judge against people's labels; the classifier fitted anew."),
     "convert": ("demur.verbs.convert:convert_verb", "An SAE in any known format → the same in another."),
     "sets": ("demur.verbs.sets:sets_verb", "Prompt sets by name → where each can be had from here."),
