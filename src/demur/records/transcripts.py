@@ -54,6 +54,12 @@ class Transcript(Record):
     """Reply token, from 0, at which the gate on the reply first opened."""
     trace: tuple[float, ...] = ()
     """What that gate thought at each token of the reply: its smoothed score."""
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What was answered, as messages, whichever way it was given."""
+        return self.messages or (Message(role="user", content=self.prompt or ""),)
+
     fired: tuple[Fired, ...] = ()
 
 

@@ -244,6 +244,10 @@ class GateState:
 
     def open(self) -> Bool[Tensor, " rows"]:
         """Which rows reach the threshold."""
+        return self.margins() >= 0
+
+    def margins(self) -> Float[Tensor, " rows"]:
+        """How far each row's score lies above its threshold."""
         return self._decide()[1]
 
     def dose(self) -> Float[Tensor, " rows"]:
@@ -274,7 +278,7 @@ class GateState:
             if self.gate.soft:
                 above = ((score - line) / self.gate.soft).clamp(0, 1)
                 dose = dose * (self.gate.floor + (1 - self.gate.floor) * above)
-            self._decided = score, score >= line, dose, which
+            self._decided = score, torch.where(line == -torch.inf, torch.inf, score - line), dose, which
         return self._decided
 
     def _score(self, sensor: Reader | JoinedSensor) -> Float[Tensor, " rows"]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import torch
-
 from demur.errors import PolicyError
 from demur.models.load import LanguageModel
 from demur.records import Feature, FeatureSet, Policy
+from demur.sae.exchange.formats import open_sae
 from demur.sae.sae import SAE
 
 _LEVEL = re.compile(r"(?P<base>.+):(?P<level>[a-z]+)(?P<kinds>(,\w+=[a-z]+)*)")
@@ -71,10 +70,10 @@ def load_saes(lm: LanguageModel, policies: Sequence[Policy], folders: Sequence[P
     """The SAEs that the policies need, by site: from the given folders, else the shipped one, as the model's precision.
 
     Raises:
-        FileError, SAEError: a folder that holds no SAE.
+        FileError, SAEError: a folder that holds no SAE, in any format that demur knows.
     """
     if not any(p.featured for p in policies):
         return {}
     like = next(lm.model.parameters())
-    saes = [SAE.load(f, torch.float32) for f in folders or [shipped() / "sae"]]
+    saes = [open_sae(f) for f in folders or [shipped() / "sae"]]
     return {sae.config.site: sae.to(like) for sae in saes}

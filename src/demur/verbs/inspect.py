@@ -10,7 +10,8 @@ from demur.errors import FileError
 from demur.files import nearest, read_json
 from demur.records import FeatureSet, Policy
 from demur.runs import MANIFEST
-from demur.sae.sae import CONFIG, SAE
+from demur.sae.exchange.foreign import Foreign, even, norms_of
+from demur.sae.exchange.formats import DEMUR, format_of, open_sae, read_foreign
 from demur.steering.describe import in_words
 from demur.verbs.find import features_table, held_out_table
 from demur.verbs.output import drawn, show
@@ -45,8 +46,8 @@ def inspect_verb(path: Path, *, columns: str = "", json: bool = False) -> None:
 
 
 def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
-    if (path / CONFIG).is_file():
-        return _sae(path)
+    if (known := format_of(path)) is not None:
+        return _sae(path) if known[0] == DEMUR else _foreign(read_foreign(path))
     if (path / MANIFEST).is_file():
         manifest = read_json(path / MANIFEST)
         return {"kind": "run"} | manifest, "\n".join(["a run", *(f"  {k}: {v}" for k, v in manifest.items())])
@@ -66,11 +67,42 @@ def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
 
 
 def _sae(path: Path) -> tuple[dict[str, Any], str]:
-    sae = SAE.load(path)
-    c = sae.config
-    card = read_json(path / "card.json") if (path / "card.json").is_file() else {}
-    lines = [f"an SAE: {c.d_sae} features, {c.rule} k = {c.k}, on {c.model} at {c.site} (d_model {c.d_model})"]
+    sae = open_sae(path)
+    c, folder = sae.config, path if path.is_dir() else path.parent
+    card = read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+    lines = [f"an SAE: {c.d_sae} features, {_rule(c.rule, c.k)}, on {c.model} at {c.site} (d_model {c.d_model})"]
     lines += [f"  hash {sae.hash}, saved as {c.dtype}"]
     if quality := card.get("quality"):
         lines += [f"  {name}: {value:.4g}" for name, value in quality.items()]
-    return {"kind": "sae", "hash": sae.hash, "card": card} | c.model_dump(mode="json"), "\n".join(lines)
+    body = {"kind": "sae", "format": DEMUR, "hash": sae.hash, "card": card}
+    return body | c.model_dump(mode="json"), "\n".join(lines)
+
+
+def _rule(rule: str, k: int | None) -> str:
+    return rule if k is None else f"{rule} k = {k}"
+
+
+def _foreign(theirs: Foreign) -> tuple[dict[str, Any], str]:
+    theirs.checked()
+    d_sae, d_model = theirs.weights["W_dec"].shape
+    norms = norms_of(theirs.weights["W_dec"])
+    stated = {"site": theirs.site, "place": theirs.place or None, "model": theirs.model or None}
+    body = {"kind": "sae", "format": theirs.format, "architecture": theirs.kind, "d_model": d_model, "d_sae": d_sae}
+    body |= {"rule": theirs.rule, "k": theirs.k, **stated, "decoder_norms": [float(norms.min()), float(norms.max())]}
+    lines = [
+        f"an SAE of {theirs.format} ({theirs.kind}): {d_sae} features, {_rule(theirs.rule, theirs.k)}, on "
+        f"{theirs.model or 'a model not stated'} at {theirs.site or theirs.place or 'a place not stated'} "
+        f"(d_model {d_model})",
+        f"  decoder rows of norm {norms.min():.4g} to {norms.max():.4g}; "
+        + ("the decoder's bias is taken off the input" if theirs.centred else "the input keeps the decoder's bias")
+        + (f"; the input is scaled by {theirs.scale:.4g}" if theirs.scale != 1 else ""),
+    ]
+    if theirs.rule == "topk" and not theirs.by_norm and not even(norms, 0.01):
+        lines.append("  its activations stay in units of its own: with rows made of norm 1, others would be the top k")
+    if theirs.site is None:
+        lines.append(f"next: demur convert {theirs.path} --site 14.resid_post --out DIR (name the block it belongs to)")
+    else:
+        body["hash"] = theirs.sae().hash
+        lines.append(f"  hash {body['hash']}, as demur opens it")
+        lines.append(f"next: demur find --sae {theirs.path}")
+    return body, "\n".join(lines)
