@@ -1,5 +1,7 @@
 """Sensors joined, levels, doses and the gate on the reply: each against a naive loop over rows and tokens."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -73,12 +75,20 @@ def test_a_joined_sensor_has_a_figure_for_each_part():
 
 # --- levels ----------------------------------------------------------------------------------------------------------
 
-KINDS = (Kind(name="weapons", sensor=tiny.SENSOR), Kind(name="profanity", sensor=OTHER))
 LEVELS = {"relaxed": Level(threshold=2.0), "standard": Level(threshold=0.5), "strict": Level(threshold=-9.0, dose=1.5)}
 
 
+@cache
+def kinds() -> tuple[Kind, Kind]:
+    """Two kinds of harm, such that one of the texts is most like the second."""
+    policy = gated(Gate(sensor=tiny.SENSOR, threshold=0.0))
+    ahead = sorted(sense(policy, tiny.SENSOR, t) - sense(policy, OTHER, t) for t in TEXTS)
+    second = OTHER.model_copy(update={"bias": OTHER.bias + (ahead[0] + ahead[1]) / 2})
+    return Kind(name="weapons", sensor=tiny.SENSOR), Kind(name="profanity", sensor=second)
+
+
 def levelled() -> Policy:
-    policy = gated(Gate(sensor=tiny.SENSOR, threshold=0.5, kinds=KINDS))
+    policy = gated(Gate(sensor=tiny.SENSOR, threshold=0.5, kinds=kinds()))
     return policy.model_copy(update={"name": "gated", "levels": LEVELS})
 
 
@@ -98,7 +108,7 @@ def test_a_kind_of_harm_has_a_level_of_its_own():
     rows = decide(tiny.lm(), tiny.saes(), tiny.said(*TEXTS), policy)
     assert {r["hazard"] for r in rows} == {"weapons", "profanity"}, "the texts are to show both"
     for text, seen in zip(TEXTS, rows, strict=True):
-        scores = {k.name: sense(policy, k.sensor, text) for k in KINDS}
+        scores = {k.name: sense(policy, k.sensor, text) for k in kinds()}
         assert seen["hazard"] == max(scores, key=lambda k: scores[k])
         assert seen["open"] == (seen["hazard"] == "weapons")
         assert seen.get("dose", 1.0) == 1.0 or seen["dose"] == pytest.approx(1.5)
@@ -148,10 +158,8 @@ def _stream(policy: Policy | None, text: str) -> torch.Tensor:
     lm = tiny.lm()
     prompts = encode(lm, tiny.said(text))
     ids = torch.cat([prompts.ids, torch.tensor([REPLY])], dim=1)
-    if policy is None:
-        return lm.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
-    with steer(lm, tiny.saes(), [policy], prompts):
-        return lm.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
+    with steer(lm, tiny.saes(), [policy or find_policy("none")], prompts):
+        return read(lm, ["1.resid_post"], ids)["1.resid_post"][0]
 
 
 ALWAYS = Gate(sensor=tiny.SENSOR, threshold=-99.0)
@@ -297,8 +305,12 @@ def test_a_reply_that_nothing_is_wrong_with_is_the_plain_one_and_is_known_before
 def test_a_gate_on_the_reply_reads_no_later_than_the_first_edit():
     behind = Continuation(sensor=tiny.SENSOR.model_copy(update={"site": "2.resid_post"}), opens=0, closes=0)
     policy = gated(Gate(sensor=tiny.SENSOR, threshold=0, continuation=behind))
-    with pytest.raises(PolicyError, match="behind its first edit"):
-        decide(tiny.lm(), tiny.saes(), tiny.said("Hi"), policy)
+    prompts = encode(tiny.lm(), tiny.said("Hi"))
+    with (
+        pytest.raises(PolicyError, match="behind its first edit"),
+        steer(tiny.lm(), tiny.saes(), [policy], prompts),
+    ):
+        pass
 
 
 def test_what_fired_says_on_which_word():
