@@ -6,8 +6,10 @@
     ├── ModelError        a model that cannot be had, or whose structure is not understood
     ├── PromptError       an empty set, a prompt longer than the context, a row without what it needs
     ├── SAEError          a feature out of range, a width that does not fit
+    ├── TrainingError     activations that are not finite, a process that left the others
     ├── PolicyError       an unknown policy, or one made for another model or SAE
-    └── JudgeError        a judge that is unknown, cannot be had, or does not answer
+    ├── JudgeError        a judge that is unknown, cannot be had, or does not answer
+    └── EndpointError     a model behind an endpoint that does not answer, or turns us away
 
 A message is one sentence or two that say what was given, what was expected and what to type. The command line prints
 it without a traceback (`--debug` shows it) and exits with 1.
@@ -38,9 +40,17 @@ class SAEError(DemurError):
     """An SAE does not fit the model, or a feature is not in it."""
 
 
+class TrainingError(DemurError):
+    """Training cannot go on: activations that are not finite, or another of its processes ended."""
+
+
 class PolicyError(DemurError):
     """A policy is unknown or was made for another model or SAE."""
 
 
 class JudgeError(DemurError):
     """A judge is unknown, cannot be had, or does not answer."""
+
+
+class EndpointError(DemurError):
+    """A model behind an endpoint does not answer, or turns us away."""

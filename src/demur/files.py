@@ -1,6 +1,7 @@
 """Reading and writing files: nothing is lost or half-written, and every failure is one clear sentence."""
 
 import difflib
+import errno
 import json
 import os
 import tempfile
@@ -110,15 +111,22 @@ class replacing:  # noqa: N801 - read as `with replacing(path) as tmp`
         self.tmp = Path(name)
         return self.tmp
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if kind is None:
             # mkstemp makes private files; what we write is meant to be shared like any other file.
             umask = os.umask(0)
             os.umask(umask)
             self.tmp.chmod(0o666 & ~umask)
             self.tmp.replace(self.path)
-        else:
-            self.tmp.unlink(missing_ok=True)
+            return
+        self.tmp.unlink(missing_ok=True)
+        # safetensors raises its own kind, with the system's words in it.
+        if isinstance(error, Exception) and (
+            "No space left" in str(error) or getattr(error, "errno", 0) == errno.EDQUOT
+        ):
+            raise FileError(
+                f"no room on the disk for {self.path}; nothing of it was written. Make room and give the same command."
+            ) from error
 
 
 @contextmanager

@@ -21,8 +21,8 @@ class Bar:
 
 
 @contextmanager
-def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar that counts to `total`; away from a terminal, only its last state is printed."""
+def bar(what: str, total: int, done: int = 0, quiet: bool = False) -> Iterator[Bar]:
+    """A bar that counts to `total`; away from a terminal, only its last state is printed; `quiet` prints none."""
     columns = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -31,7 +31,7 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     ]
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=quiet) as progress:
         line = Bar(progress, total, what)
         line.step(done)
         yield line

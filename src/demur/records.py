@@ -552,6 +552,11 @@ class Transcript(Record):
     """Token positions whose residual stream was edited."""
     fired: tuple[Fired, ...] = ()
 
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What was answered, as messages, whichever way it was given."""
+        return self.messages or (Message(role="user", content=self.prompt or ""),)
+
 
 class Verdict(Record):
     """What a judge says of one transcript."""

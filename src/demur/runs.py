@@ -108,3 +108,8 @@ def file_hash(path: Path) -> str:
     """Twelve hex digits of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def bytes_hash(content: bytes) -> str:
+    """The same of bytes in memory."""
+    return hashlib.sha256(content).hexdigest()[:12]

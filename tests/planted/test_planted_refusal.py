@@ -20,7 +20,8 @@ from demur.models.chat import tokens_and_roles
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, wrap
 from demur.records import Edit, Intervention, Policy, Prompt, Transcript, Verdict
-from demur.sae.train import SAESettings, train
+from demur.sae.settings import SAESettings
+from demur.sae.train import train
 from demur.steering.generate import generate
 from demur.steering.policies import NONE
 from tests import tiny
@@ -77,7 +78,7 @@ def found(tmp_path_factory):
     rows = [tokens_and_roles(lm, talk)[0] for talk in tiny.said(*texts)]
     # A token's identity and the planted direction: two things to say of each activation.
     settings = SAESettings(site=SITE, d_sae=64, k=2, batch=256, buffer=8192, lr=5e-3)
-    sae = train(lm, Sequences.of(rows), settings, tmp_path_factory.mktemp("planted"))
+    (sae,) = train(lm, Sequences.of(rows), settings, tmp_path_factory.mktemp("planted"))
     token = tiny.tokenizer().convert_tokens_to_ids
     refusing = read_replies(lm, sae, tiny.said(*requests(True, 40, 3)), [[token("N")]] * 40)
     complying = read_replies(lm, sae, tiny.said(*requests(False, 40, 4)), [[token("Y")]] * 40)

@@ -19,7 +19,7 @@ TEXT = Sequences.of(ROWS)
 def naive() -> dict[str, float]:
     """One sequence, one token at a time."""
     lm, sae = tiny.lm(), tiny.sae()
-    x = read_rows(lm, sae.config.site, [np.array(r) for r in ROWS])
+    x = read_rows(lm, [sae.config.site], [np.array(r) for r in ROWS])[:, 0]
     f = sae.encode(x)
     back = sae.decode(f)
     sums = {"plain": 0.0, "spliced": 0.0, "zeroed": 0.0, "kl": 0.0}

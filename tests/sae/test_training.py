@@ -1,20 +1,25 @@
-"""Training: resumption to the same bits, folding of the input scale, a step's gradient against a dense one."""
+"""Training from text: killed anywhere and resumed, it is the training that was not; what is wrong is said in a sentence."""
 
+import errno
+import json
 import random
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
+import transformers
 
-from demur.activations.stream import ActivationStream, read_rows
-from demur.data.corpus import Sequences, batches
-from demur.errors import FileError
+from demur.activations import stream as streams
+from demur.data.corpus import Sequences
+from demur.errors import FileError, SAEError, SettingsError, TrainingError
+from demur.models.load import wrap
+from demur.sae.checkpoint import CHECKPOINT
 from demur.sae.sae import SAE
-from demur.sae.train import CHECKPOINT, SAESettings, Trainer, geometric_median, train
+from demur.sae.settings import SAESettings
+from demur.sae.train import TEXT, gather_text, train
 from tests import tiny
 
 SETTINGS = SAESettings(
@@ -27,47 +32,187 @@ def text(rows: int = 80) -> Sequences:
     return Sequences.of([[rng.randint(4, 250) for _ in range(rng.randint(5, 40))] for _ in range(rows)])
 
 
+def lm():
+    return tiny.lm("llama", torch.float32)
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 5, 11, 17])
-def test_training_killed_and_resumed_is_training_uninterrupted(tmp_path, kill_at):
-    lm = tiny.lm("llama", torch.float32)
-    whole = train(lm, text(), SETTINGS, tmp_path / "whole")
+def same(a: SAE, b: SAE) -> bool:
+    return all(torch.equal(weight, b.weights[name]) for name, weight in a.weights.items())
 
-    def kill(trainer: Trainer) -> None:
-        if trainer.step_number == kill_at:
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
+def test_thirty_kills_anywhere_leave_the_training_that_was_not_killed(rule, tmp_path, monkeypatch):
+    """A kill comes before, in or after a step, a checkpoint or a shard; no activation is made twice once it is kept."""
+    settings = SETTINGS.model_copy(update={"rule": rule, "site": ("0.resid_post", "1.resid_post"), "batch": 32})
+    monkeypatch.setattr("demur.activations.stream.TOKENS_PER_PASS", 128)
+    monkeypatch.setattr("demur.activations.shards.SHARD_BYTES", 2**17)
+    (tmp_path / "whole").mkdir()
+    whole = train(lm(), text(), settings, tmp_path / "whole")
+    rng, made, left = random.Random(rule), [], 30
+    settings = settings.model_copy(update={"cache": str(tmp_path / "cache")})
+    read_rows, until = streams.read_rows, 0
+
+    def tick(*_: object) -> None:
+        nonlocal until
+        until -= 1
+        if until == 0 and left > 0:
             raise Killed
 
+    def counted(lm, sites, rows):
+        tick()
+        found = read_rows(lm, sites, rows)
+        made.append(len(found))
+        return found
+
+    monkeypatch.setattr("demur.activations.stream.read_rows", counted)
+    for module in ("demur.sae.checkpoint", "demur.activations.shards"):
+        write = sys.modules[module].save_file
+        monkeypatch.setattr(f"{module}.save_file", lambda *a, write=write, **k: (tick(), write(*a, **k), tick()))
     (tmp_path / "cut").mkdir()
-    with pytest.raises(Killed):
-        train(lm, text(), SETTINGS, tmp_path / "cut", after_step=kill)
-    resumed = train(lm, text(), SETTINGS, tmp_path / "cut")
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        assert torch.equal(getattr(resumed, name), getattr(whole, name))
+    while True:
+        until = rng.randint(1, 9)
+        try:
+            resumed = train(lm(), text(), settings, tmp_path / "cut", after_step=tick)
+            break
+        except Killed:
+            left -= 1
+    assert left == 0
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+    shards = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("0*.json")]
+    groups = [group for shard in shards for group in shard["groups"]]
+    assert sorted(groups) == list(range(len(groups)))  # each once
+    assert sum(sum(shard["tokens"]) for shard in shards) == int((text().lengths() - 1).sum())
+    # From the shards alone, the model not run at all, it is the same again.
+    made.clear()
+    (tmp_path / "again").mkdir()
+    until = 0
+    again = train(lm(), text(), settings, tmp_path / "again")
+    assert made == []
+    assert all(same(a, b) for a, b in zip(whole, again, strict=True))
 
 
-@pytest.fixture(autouse=True)
-def _folders(tmp_path):
-    (tmp_path / "whole").mkdir()
+def test_several_sites_are_trained_in_one_pass_as_each_alone(tmp_path, monkeypatch):
+    passes = []
+    read_rows = streams.read_rows
+    monkeypatch.setattr("demur.activations.stream.read_rows", lambda *a: (passes.append(len(a[1])), read_rows(*a))[1])
+    for name in ("both", "alone"):
+        (tmp_path / name).mkdir()
+    both = train(
+        lm(), text(), SETTINGS.model_copy(update={"site": ("1.resid_post", "2.resid_post")}), tmp_path / "both"
+    )
+    assert set(passes) == {2}
+    assert [sae.config.site for sae in both] == ["1.resid_post", "2.resid_post"]
+    alone = train(lm(), text(), SETTINGS, tmp_path / "alone")[0]
+    assert same(alone, both[0])
 
 
 def test_a_truncated_checkpoint_is_one_clear_error(tmp_path):
-    lm = tiny.lm("llama", torch.float32)
-    train(lm, text(), SETTINGS, tmp_path / "whole")
-    path = tmp_path / "whole" / CHECKPOINT
+    train(lm(), text(), SETTINGS, tmp_path)
+    path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(FileError, match="delete it to train from the beginning"):
-        train(lm, text(), SETTINGS, tmp_path / "whole")
+        train(lm(), text(), SETTINGS, tmp_path)
+
+
+def test_a_checkpoint_of_another_width_is_one_clear_error(tmp_path):
+    train(lm(), text(), SETTINGS, tmp_path)
+    with pytest.raises(SAEError, match=r"W_enc in the checkpoint is \(48, 32\)"):
+        train(lm(), text(), SETTINGS.model_copy(update={"d_sae": 64}), tmp_path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_stop_it_with_the_site(bad, tmp_path, monkeypatch):
+    read_rows = streams.read_rows
+
+    def broken(*a):
+        found = read_rows(*a)
+        found[3, 0, 5] = bad
+        return found
+
+    monkeypatch.setattr("demur.activations.stream.read_rows", broken)
+    with pytest.raises(TrainingError, match=r"1 of \d+ activations at 1.resid_post are not finite .*--dtype float32"):
+        train(lm(), text(), SETTINGS, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("module", ["demur.sae.checkpoint", "demur.activations.shards"])
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(module, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    settings = SETTINGS.model_copy(update={"cache": str(tmp_path / "cache")})
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.save_file", full)
+        with pytest.raises(FileError, match="no room on the disk for"):
+            train(lm(), text(), settings, tmp_path / "run")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix == ".safetensors" and "0" not in p.name]
+    assert not list(tmp_path.rglob(".*"))
+    train(lm(), text(), settings, tmp_path / "run")
+
+
+def test_a_shard_that_is_truncated_or_changed_is_one_clear_error(tmp_path):
+    (tmp_path / "run").mkdir()
+    settings = SETTINGS.model_copy(update={"cache": str(tmp_path / "cache")})
+    whole = train(lm(), text(), settings, tmp_path / "run")
+    (tmp_path / "run" / CHECKPOINT).unlink()
+    shard = next((tmp_path / "cache").glob("0*.safetensors"))
+    content = shard.read_bytes()
+    for wrong in (content[:-100], content[:-1] + bytes([content[-1] ^ 1])):
+        shard.write_bytes(wrong)
+        with pytest.raises(FileError, match=f"{shard.name} is not as it was written .*delete {shard.stem}.json"):
+            train(lm(), text(), settings, tmp_path / "run")
+    for path in (tmp_path / "cache").glob(f"{shard.stem}*"):
+        path.unlink()
+    assert same(train(lm(), text(), settings, tmp_path / "run")[0], whole[0])
+
+
+@pytest.mark.parametrize("change", [{"site": ("2.resid_post",)}, {"seed": 4}])
+def test_a_cache_of_something_else_is_one_clear_error(change, tmp_path):
+    (tmp_path / "run").mkdir()
+    settings = SETTINGS.model_copy(update={"cache": str(tmp_path / "cache")})
+    train(lm(), text(), settings, tmp_path / "run")
+    with pytest.raises(SettingsError, match="activations of another (sites|order)"):
+        train(lm(), text(), settings.model_copy(update=change), tmp_path / "run")
+
+
+def source(tmp_path, words: int = 4000) -> SAESettings:
+    rng = random.Random(1)
+    lines = ['{"text": "' + " ".join(rng.choices(["sun", "rain", "wind"], k=60)) + '"}' for _ in range(words // 60)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    given = {"text": [{"path": str(tmp_path / "text.jsonl"), "tokens": 3000}], "length": 64}
+    return SAESettings.model_validate(SETTINGS.model_dump() | given)
+
+
+def test_text_of_another_tokenizer_is_one_clear_error(tmp_path):
+    settings = source(tmp_path)
+    (tmp_path / "run").mkdir()
+    gather_text(lm(), settings, tmp_path / "run")
+    tiny.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    other.add_tokens(["sunrain"])
+    model = wrap(lm().model, other, "other")
+    with pytest.raises(FileError, match=f"{TEXT} was made with another tokenizer than that of other; delete"):
+        gather_text(model, settings, tmp_path / "run")
+    # A tokenizer with more words than the model has embeddings.
+    config = tiny.ARCHITECTURES["llama"]()
+    config.vocab_size = 100
+    small = wrap(transformers.AutoModelForCausalLM.from_config(config), tiny.tokenizer(), "small")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(SettingsError, match="has 100 embeddings"):
+        gather_text(small, settings, tmp_path / "b")
 
 
 @pytest.mark.slow
 def test_a_process_killed_with_sigkill_resumes_to_the_same_sae(tmp_path):
     """The same, from outside: `demur train` on a model folder, killed without warning."""
-    lm = tiny.lm("llama", torch.float32)
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
+    lm().model.save_pretrained(tmp_path / "model")
+    lm().tokenizer.save_pretrained(tmp_path / "model")
     rng = random.Random(1)
     lines = ['{"text": "' + " ".join(rng.choices(["sun", "rain", "wind", "snow"], k=60)) + '"}' for _ in range(500)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
@@ -89,78 +234,3 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_sae(tmp_path):
     process.wait()
     subprocess.run(command("b"), check=True, capture_output=True)
     assert SAE.load(tmp_path / "a" / "sae").hash == SAE.load(tmp_path / "b" / "sae").hash
-
-
-def test_folding_the_scale_changes_units_and_nothing_else():
-    x = 40 * torch.randn(300, 32, generator=torch.Generator().manual_seed(0)) + 3
-    trainer = Trainer(32, SETTINGS, steps=10)
-    trainer.start(x)
-    for _ in range(5):
-        trainer.step(x[:64])
-    lm = tiny.lm("llama", torch.float32)
-    sae = trainer.sae(lm)
-    w, s = trainer.weights, trainer.counters["scale"]
-    pre = (x * s - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
-    values, indices = pre.topk(SETTINGS.k, dim=1)
-    scaled = torch.zeros_like(pre).scatter(1, indices, values.relu()) @ w["W_dec"] + w["b_dec"]
-    torch.testing.assert_close(sae.decode(sae.encode(x)), (scaled / s).detach(), atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48))
-
-
-def test_a_step_has_the_gradient_of_the_dense_formula():
-    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    trainer = Trainer(32, SETTINGS, steps=10)
-    trainer.start(x)
-    dense = {name: weight.detach().clone().requires_grad_() for name, weight in trainer.weights.items()}
-    z = x * trainer.counters["scale"]
-    pre = (z - dense["b_dec"]) @ dense["W_enc"] + dense["b_enc"]
-    kept = torch.zeros_like(pre).scatter(1, pre.topk(SETTINGS.k, dim=1).indices, 1.0)
-    error = z - (pre.relu() * kept) @ dense["W_dec"] - dense["b_dec"]
-    (error.pow(2).sum() / (z - z.mean(0)).pow(2).sum()).backward()
-    trainer.step(x)
-    for name in ("W_enc", "b_enc", "b_dec"):
-        torch.testing.assert_close(trainer.weights[name].grad, dense[name].grad, atol=1e-6, rtol=1e-4)
-
-
-def test_dead_features_come_back():
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(48, 32, generator=generator), dim=1)
-    x = torch.zeros(20_000, 32)
-    for i, picked in enumerate(torch.randint(0, 48, (20_000, 3), generator=generator)):
-        x[i] = directions[picked].sum(0)
-
-    def dead(weight: float) -> float:
-        trainer = Trainer(32, SETTINGS.model_copy(update={"dead_loss": weight, "lr": 5e-3}), steps=600)
-        trainer.start(x)
-        with torch.no_grad():
-            trainer.weights["b_enc"][:24] = -3  # half of the features start out of reach
-        for i in range(600):
-            figures = trainer.step(x[i % 300 * 64 :][:64])
-        return figures["dead"]
-
-    assert dead(1 / 32) < dead(0.0) / 2
-
-
-def test_geometric_median_is_not_moved_by_an_outlier():
-    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
-    with_outlier = torch.cat([x, torch.full((1, 4), 1e4)])
-    assert (geometric_median(with_outlier) - geometric_median(x)).norm() < 0.05 < with_outlier.mean(0).norm()
-
-
-def test_the_stream_gives_every_token_but_the_first_of_each_row_once():
-    lm, rows = tiny.lm("llama", torch.float32), text(30)
-    stream = ActivationStream(lm, "1.resid_post", rows, capacity=200, seed=0)
-    parts = []
-    while stream.refill():
-        parts += list(stream.batches(32))
-    found = torch.cat(parts)
-    wanted = torch.cat([read_rows(lm, "1.resid_post", [rows[i]]) for i in range(len(rows))])
-    assert len(found) == len(wanted)
-    torch.testing.assert_close(found.sort(dim=0).values, wanted.sort(dim=0).values, atol=1e-3, rtol=1e-4)
-
-
-def test_groups_hold_every_sequence_once_and_keep_to_their_size():
-    lengths = np.array([random.Random(i).randint(2, 200) for i in range(700)])
-    groups = batches(lengths, 1000, seed=0)
-    assert sorted(i for group in groups for i in group) == list(range(700))
-    assert all(len(group) * max(lengths[group]) <= 1000 for group in groups)

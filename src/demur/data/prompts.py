@@ -12,7 +12,7 @@ Split = Literal["train", "validation", "test"]
 
 
 def shipped_prompts(split: Split) -> PromptSet:
-    """The prompts that we wrote: 20 kinds of harm with look-alike twins, offensive but harmless ones, plain ones.
+    """The prompts that we wrote: 28 kinds of harm with look-alike twins, offensive but harmless ones, plain ones.
 
     Twins are always in the same split.
     """

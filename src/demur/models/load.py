@@ -140,6 +140,12 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Twelve hex digits of a tokenizer's words and their numbers, and of its chat template."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps([words, tokenizer.chat_template]).encode()).hexdigest()[:12]
+
+
 def quiet() -> None:
     """Keeps transformers from talking: what it has to say, our errors say."""
     import transformers

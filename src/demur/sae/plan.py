@@ -15,7 +15,9 @@ from demur.models.gpus import Gpu
 from demur.models.shape import Block, Shape
 from demur.records import Record
 from demur.sae.quality import ROWS
-from demur.sae.train import SAESettings
+from demur.sae.rules import RuleName
+from demur.sae.settings import SAESettings
+from demur.sae.sparse import PIECE_ON_GPU
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UTILISED = 0.4
@@ -24,15 +26,18 @@ FED = 0.8
 """Share of its peak memory bandwidth."""
 LAUNCH = 1e-3
 """Seconds that starting one block's kernels from Python takes at least."""
+LINK = 50
+"""GB/s at which GPUs exchange gradients."""
 ASSUMED = (
     f"{100 * UTILISED:.0f} % of a GPU's peak arithmetic, {100 * FED:.0f} % of its memory bandwidth, at least "
-    f"{1000 * LAUNCH:.0f} ms for each block of each pass; assumed, not measured: expect to be off by a factor of two"
+    f"{1000 * LAUNCH:.0f} ms for each block of each pass, {LINK} GB/s between GPUs; assumed, not measured: expect to be "
+    "off by a factor of two"
 )
 RESERVED = 10**9
 """Bytes of a GPU's memory left to its driver and to fragments."""
 PROMPT = 400
 """Tokens of the longest prompt that text is sampled in answer to, about (`activations.sample` takes 1,500 characters)."""
-SWEEPS, PRE_SWEEPS = 16, 8
+SWEEPS, PRE_SWEEPS = 16, 3
 """How often a step reads or writes all parameters (gradients, Adam, the decoder's norms), and all pre-activations."""
 LESS = {
     "sampling": "lower --sampled.batch",
@@ -40,8 +45,9 @@ LESS = {
     "measuring": "lower --d-sae or --length",
 }
 """What to type where a part of the work does not fit."""
-STEP_COPIES = 4
-"""Arrays of the size of the pre-activations that a step holds at once: as torch allocates them, with dead features."""
+PIECES, ROWS_HELD, MATRICES, ENTRY = 3.3, 7, 6, 80
+"""What a step holds at once, with every feature dead: so many arrays of a piece's pre-activations, of the batch's width
+in the stream, and of the encoder's size; and bytes for each active feature of a token."""
 WIDE, NARROW = 3, 4
 """Arrays as wide as a block's widest matrix, and as the stream, that a pass holds at once: as torch allocates them in
 gated feed-forward layers (where gate and rows are one matrix, as in Phi-3, two thirds of that)."""
@@ -73,6 +79,10 @@ class Stage(Record):
     """Blocks run, over all passes."""
     at_most: bool = False
     """It may come to nothing."""
+    shared: bool = False
+    """Several GPUs share it; what is not is done by the first."""
+    exchanged: int = 0
+    """Bytes that each GPU gives to the others."""
 
 
 class Held(Record):
@@ -93,10 +103,14 @@ class Plan(Record):
     shape: Shape
     dtype: str
     site: str
+    """The last, if there are several."""
+    saes: int
+    """One for each site."""
     d_sae: int
     k: int
+    rule: RuleName
     parameters: int
-    """The SAE's."""
+    """Of each SAE."""
     text: tuple[Text, ...]
     sampled: int
     """Tokens sampled from the model."""
@@ -116,9 +130,10 @@ class Plan(Record):
 
 
 class Estimate(Record):
-    """A plan on one GPU."""
+    """A plan on so many GPUs of one kind, each with the whole model and its share of the text."""
 
     gpu: str
+    gpus: int
     memory: int
     fits: bool
     seconds: dict[str, float]
@@ -134,7 +149,7 @@ def plan(shape: Shape, settings: SAESettings, is_file: Callable[[str], bool] = l
     Raises:
         SettingsError: the model has no such site, or there is no text.
     """
-    run = shape.up_to(settings.site)
+    run, last = max(((shape.up_to(site), site) for site in settings.site), key=lambda found: len(found[0]))
     sampled = settings.sampled.tokens if settings.sampled else 0
     tokens = sampled + sum(source.tokens for source in settings.text)
     if tokens == 0:
@@ -151,9 +166,11 @@ def plan(shape: Shape, settings: SAESettings, is_file: Callable[[str], bool] = l
     return Plan(
         shape=shape,
         dtype=settings.dtype,
-        site=settings.site,
+        site=last,
+        saes=len(settings.site),
         d_sae=settings.d_sae,
         k=settings.k,
+        rule=settings.rule,
         parameters=sae_parameters(shape.d_model, settings.d_sae),
         text=tuple(Text(path=s.path, tokens=s.tokens, found=is_file(s.path)) for s in settings.text),
         sampled=sampled,
@@ -166,8 +183,8 @@ def plan(shape: Shape, settings: SAESettings, is_file: Callable[[str], bool] = l
     )
 
 
-def on(made: Plan, gpu: Gpu) -> Estimate:
-    """How long a plan takes on a GPU, and whether it fits there.
+def on(made: Plan, gpu: Gpu, gpus: int = 1) -> Estimate:
+    """How long a plan takes on a GPU, or on several, and whether it fits there.
 
     Raises:
         SettingsError: the plan is in float64, whose speed the table does not have.
@@ -181,6 +198,10 @@ def on(made: Plan, gpu: Gpu) -> Estimate:
         busy = (stage.model_flops / rate + stage.sae_flops / gpu.single) / (UTILISED * 1e12)
         busy += stage.traffic / (FED * gpu.bandwidth * 1e9)
         seconds[stage.name] = max(busy, stage.launches * LAUNCH)
+        if stage.shared:
+            # Each takes its share; parameters are read and gradients exchanged as often as there are steps.
+            seconds[stage.name] /= gpus
+            seconds[stage.name] += stage.exchanged * 2 * (gpus - 1) / gpus / (LINK * 1e9)
     total = sum(seconds.values())
     fits = made.peak.total + RESERVED <= gpu.memory * 1e9
     remarks = []
@@ -191,6 +212,7 @@ def on(made: Plan, gpu: Gpu) -> Estimate:
         remarks.append("no bfloat16: give --dtype float16")
     return Estimate(
         gpu=gpu.name,
+        gpus=gpus,
         memory=int(gpu.memory * 1e9),
         fits=fits,
         seconds=seconds,
@@ -215,8 +237,8 @@ def forward_flops(shape: Shape, blocks: tuple[Block, ...], tokens: int, length: 
 
 
 def step_flops(d_model: int, d_sae: int, k: int, tokens: int) -> int:
-    """The SAE forward and backward on a batch: the encoder's product, its two gradients; the same for k decoder rows."""
-    return tokens * (6 * d_model * d_sae + 6 * d_model * k)
+    """The SAE forward and backward on a batch: the encoder's product; then k rows of each matrix, twice each."""
+    return tokens * (2 * d_model * d_sae + 8 * d_model * k)
 
 
 def state_bytes(d_model: int, d_sae: int) -> int:
@@ -253,32 +275,36 @@ def _reading(shape: Shape, run: tuple[Block, ...], settings: SAESettings, tokens
         model_flops=forward_flops(shape, run, tokens, settings.length),
         traffic=passes * sum(b.parameters for b in run) * BYTES[settings.dtype],
         launches=passes * len(run),
+        shared=True,
     )
 
 
 def _learning(shape: Shape, settings: SAESettings, tokens: int, steps: int) -> list[Stage]:
-    d_model, d_sae = shape.d_model, settings.d_sae
+    d_model, d_sae, saes = shape.d_model, settings.d_sae, len(settings.site)
     held = SWEEPS * sae_parameters(d_model, d_sae) + PRE_SWEEPS * settings.batch * d_sae
     learning = Stage(
         name="learning",
         about="the SAE, forward and backward, and Adam",
         tokens=tokens,
         passes=steps,
-        sae_flops=step_flops(d_model, d_sae, settings.k, tokens),
-        traffic=4 * steps * held,
+        sae_flops=saes * step_flops(d_model, d_sae, settings.k, tokens),
+        traffic=saes * 4 * steps * held,
+        shared=True,
+        exchanged=saes * 4 * steps * sae_parameters(d_model, d_sae),
     )
     if settings.dead_loss == 0:
         return [learning]
-    # Each token gathers a row of the decoder for each of these; twice more for the gradients.
-    dead = min(d_sae, d_model // 2)
+    # Five dense products with the dead features.
+    dead = d_sae // 10
     reviving = Stage(
         name="reviving",
-        about=f"the dead-feature loss, if {dead:,} features or more were dead all the time",
+        about=f"the dead-feature loss, if a tenth of the features ({dead:,}) were dead all the time",
         tokens=tokens,
         passes=steps,
-        sae_flops=tokens * 6 * d_model * dead,
-        traffic=4 * 3 * tokens * d_model * dead,
+        sae_flops=saes * tokens * 10 * d_model * dead,
+        traffic=saes * 4 * 8 * tokens * dead,
         at_most=True,
+        shared=True,
     )
     return [learning, reviving]
 
@@ -292,8 +318,8 @@ def _measuring(shape: Shape, run: tuple[Block, ...], settings: SAESettings, toke
         about="quality on held-out text",
         tokens=tokens,
         passes=4 * groups,
-        model_flops=forward_flops(shape, run, tokens, settings.length) + 3 * whole,
-        sae_flops=4 * tokens * shape.d_model * settings.d_sae,
+        model_flops=len(settings.site) * (forward_flops(shape, run, tokens, settings.length) + 3 * whole),
+        sae_flops=len(settings.site) * 4 * tokens * shape.d_model * settings.d_sae,
         traffic=3 * groups * shape.parameters * BYTES[settings.dtype],
         launches=groups * (len(run) + 3 * len(shape.blocks)),
     )
@@ -311,12 +337,15 @@ def _memory(shape: Shape, settings: SAESettings) -> list[Held]:
         rows = settings.sampled.batch
         cache = rows * (PROMPT + settings.sampled.max_new_tokens) * shape.cached * len(shape.blocks) * width
         found.append(Held(name="sampling", parts=weights | {"KV cache": cache, "a pass": passing(rows * PROMPT)}))
+    saes, batch = len(settings.site), settings.batch
+    piece = min(batch, max(64, PIECE_ON_GPU // d_sae)) * d_sae
     training = {
-        "SAE, gradients, Adam": state_bytes(d_model, d_sae),
+        "SAE, gradients, Adam": saes * state_bytes(d_model, d_sae),
         # Twice: it is shuffled from one copy into another.
-        "shuffle buffer": 2 * 4 * (settings.buffer + TOKENS_PER_PASS) * d_model,
+        "shuffle buffer": saes * 2 * 4 * (settings.buffer + TOKENS_PER_PASS) * d_model,
         "a pass": passing(TOKENS_PER_PASS),
-        "a step": 4 * (STEP_COPIES * settings.batch + d_model) * d_sae,
+        "a step": int(4 * (PIECES * piece + (ROWS_HELD * batch + MATRICES * d_sae) * d_model))
+        + ENTRY * batch * settings.k,
     }
     found.append(Held(name="training", parts=weights | training))
     tokens = ROWS * settings.length
@@ -330,10 +359,12 @@ def _memory(shape: Shape, settings: SAESettings) -> list[Held]:
 
 
 def _disk(d_model: int, settings: SAESettings, tokens: int) -> dict[str, int]:
-    parameters, kept = sae_parameters(d_model, settings.d_sae), settings.buffer // 2 + settings.batch
-    return {
-        "sae/sae.safetensors": BYTES[settings.save_dtype] * parameters,
-        # Parameters and Adam's moments, how long each feature was silent, the half of the buffer that is kept.
-        "checkpoint.safetensors": 12 * parameters + 8 * settings.d_sae + 4 * kept * d_model,
+    parameters, saes = sae_parameters(d_model, settings.d_sae), len(settings.site)
+    kept = settings.buffer + TOKENS_PER_PASS
+    found = {
+        "sae/sae.safetensors": saes * BYTES[settings.save_dtype] * parameters,
+        # Parameters and Adam's moments, how long each feature was silent, and the buffer as full as it can be.
+        "checkpoint.safetensors": saes * (12 * parameters + 8 * settings.d_sae + 4 * kept * d_model),
         "text.safetensors": 4 * tokens,  # and a little for where sequences begin
     }
+    return found | ({settings.cache: saes * 4 * tokens * d_model} if settings.cache else {})

@@ -153,7 +153,7 @@ def nearest(sae: SAE) -> Float[Tensor, " d_sae"]:
 
 def _read(lm: LanguageModel, sae: SAE, rows: list[np.ndarray]) -> Tally:
     # What the activations say by themselves.
-    x = read_rows(lm, sae.config.site, rows)
+    x = read_rows(lm, [sae.config.site], rows)[:, 0]
     x = x[x.norm(dim=1) <= SINK_RATIO * x.norm(dim=1).median()]
     values, indices = sae.encode_sparse(x)
     return Tally(

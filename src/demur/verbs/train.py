@@ -8,14 +8,18 @@ from rich.table import Table
 
 from demur import runs
 from demur.config import locate
+from demur.data.corpus import Sequences
 from demur.files import write_json
 from demur.models.gpus import GPUS, find_gpu
-from demur.models.load import load
+from demur.models.load import LanguageModel, load
 from demur.models.shape import shape
+from demur.models.sites import Site
 from demur.sae.plan import ASSUMED, Estimate, Plan, on, plan
 from demur.sae.quality import measure
-from demur.sae.sae import WEIGHTS
-from demur.sae.train import SAESettings, gather_text, train
+from demur.sae.ranks import Ranks, joined
+from demur.sae.sae import SAE, WEIGHTS
+from demur.sae.settings import SAESettings
+from demur.sae.train import gather_text, train
 from demur.verbs.output import drawn, say, show
 
 DEFAULTS = SAESettings()
@@ -26,6 +30,7 @@ def train_verb(
     *,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     gpu: str | None = None,
+    gpus: int = 1,
     model_config: Path | None = None,
     run: Path | None = None,
     json: bool = False,
@@ -36,7 +41,9 @@ def train_verb(
     --------
     demur train -c configs/smollm2-sae.toml --run runs/sae
     demur train -c configs/smollm2-sae.toml --site 20.resid_post
+    demur train -c configs/smollm2-sae.toml --site 10.resid_post --site 14.resid_post
     demur train -c configs/phi3-mini.toml --dry-run --gpu H100
+    torchrun --nproc-per-node 8 -m demur train -c configs/phi3-mini.toml
 
     Parameters
     ----------
@@ -44,6 +51,8 @@ def train_verb(
         Print what training would take - tokens, arithmetic, memory, disk, time on GPUs - and do nothing else.
     gpu
         With --dry-run: the GPU to plan for, by name; by default all that are known.
+    gpus
+        With --dry-run: how many of them, each with the whole model (torchrun starts a process for each).
     model_config
         With --dry-run: a transformers config.json, for a model whose own is not on this machine.
     run
@@ -52,43 +61,69 @@ def train_verb(
         Print one JSON object with the SAE's figures (with --dry-run, the plan), and nothing else.
     """
     if dry_run:
-        return show_plan(settings, gpu, model_config, json)
-    folder = runs.open_run("train", run, settings.model_dump(mode="json"))
-    say(f"run: {folder}")
-    lm = load(settings)
-    lm.block(settings.site)
-    text, held_out = gather_text(lm, settings, folder)
-    sae = train(lm, text, settings, folder)
-    sae.save(folder / "sae")
-    quality = measure(lm, sae, held_out)
-    card = {
-        "model": lm.name,
-        "model_hash": lm.hash,
-        "site": settings.site,
-        "sae_hash": sae.hash,
-        "file_hash": runs.file_hash(folder / "sae" / WEIGHTS),
-        "command": runs.command(),
-        "tokens": int((text.lengths() - 1).sum()),
-        "text": [s.model_dump() | {"file_hash": runs.file_hash(locate(s.path))} for s in settings.text],
-        "sampled": settings.sampled.model_dump() if settings.sampled else None,
-        "quality": quality.model_dump(),
-    }
-    write_json(folder / "sae" / "card.json", card)
-    runs.note(folder, sae_hash=sae.hash, quality=quality.model_dump())
-    show(
-        {"run": str(folder), "sae": str(folder / "sae")} | card,
-        json,
-        f"FVU {quality.fvu:.3f}, {quality.l0:.1f} active features per token, {100 * quality.dead:.1f} % dead, "
-        f"{100 * quality.loss_recovered:.1f} % of the loss recovered (on {quality.tokens:,} held-out tokens)\n"
-        f"wrote {folder / 'sae'}\nnext: demur find --sae {folder / 'sae'}",
-    )
+        return show_plan(settings, gpu, gpus, model_config, json)
+    with joined() as ranks:
+        folder = Path(
+            ranks.told(str(runs.open_run("train", run, settings.model_dump(mode="json"))) if ranks.first else "")
+        )
+        if ranks.first:
+            say(f"run: {folder}")
+        lm = load(settings)
+        for site in settings.site:
+            lm.block(site)
+        text, held_out = gather_text(lm, settings, folder, ranks)
+        saes = train(lm, text, settings, folder, ranks=ranks)
+        if ranks.first:
+            measured(lm, saes, text, held_out, settings, folder, ranks, json)
 
 
-def show_plan(settings: SAESettings, gpu: str | None, model_config: Path | None, json: bool) -> None:
+def measured(
+    lm: LanguageModel,
+    saes: list[SAE],
+    text: Sequences,
+    held_out: Sequences,
+    settings: SAESettings,
+    folder: Path,
+    ranks: Ranks,
+    json: bool,
+) -> None:
+    """Writes each SAE with its card, and prints what it comes to."""
+    cards, lines = [], []
+    for sae in saes:
+        where = folder / ("sae" if len(saes) == 1 else f"sae-{Site.parse(sae.config.site).layer}")
+        sae.save(where)
+        quality = measure(lm, sae, held_out)
+        card = {
+            "model": lm.name,
+            "model_hash": lm.hash,
+            "site": sae.config.site,
+            "sae_hash": sae.hash,
+            "file_hash": runs.file_hash(where / WEIGHTS),
+            "command": runs.command(),
+            "processes": ranks.size,
+            "tokens": int((text.lengths() - 1).sum()),
+            "text": [s.model_dump() | {"file_hash": runs.file_hash(locate(s.path))} for s in settings.text],
+            "sampled": settings.sampled.model_dump() if settings.sampled else None,
+            "quality": quality.model_dump(),
+        }
+        write_json(where / "card.json", card)
+        cards.append({"sae": str(where)} | card)
+        lines.append(
+            f"{sae.config.site}: FVU {quality.fvu:.3f}, {quality.l0:.1f} active features per token, "
+            f"{100 * quality.dead:.1f} % dead, {100 * quality.loss_recovered:.1f} % of the loss recovered "
+            f"(on {quality.tokens:,} held-out tokens)\nwrote {where}"
+        )
+    facts = {"sae_hash": cards[0]["sae_hash"], "quality": cards[0]["quality"]} if len(saes) == 1 else {"saes": cards}
+    runs.note(folder, **facts)
+    body = {"run": str(folder)} | (cards[0] if len(saes) == 1 else {"saes": cards})
+    show(body, json, "\n".join([*lines, f"next: demur find --sae {cards[0]['sae']}"]))
+
+
+def show_plan(settings: SAESettings, gpu: str | None, count: int, model_config: Path | None, json: bool) -> None:
     """Prints what training with these settings would take."""
     gpus = [find_gpu(gpu)] if gpu else GPUS
     made = plan(shape(settings.model, model_config), settings, lambda path: locate(path).is_file())
-    estimates = [on(made, g) for g in gpus]
+    estimates = [on(made, g, count) for g in gpus]
     body = made.model_dump(mode="json", exclude={"shape": {"blocks"}}) | {"peak": made.peak.total}
     show(
         body | {"gpus": [e.model_dump(mode="json") for e in estimates], "assumed": ASSUMED},
@@ -105,7 +140,8 @@ def described(made: Plan) -> str:
     lines = [
         f"{s.name} (from {'its own config' if s.config == 'its own' else s.config}): {s.parameters:,} parameters, "
         f"{len(s.blocks)} blocks, d_model {s.d_model:,}, {made.dtype}",
-        f"SAE at {made.site}: {made.d_sae:,} features, k = {made.k}, {made.parameters:,} parameters; {len(run)} blocks "
+        f"{'SAE' if made.saes == 1 else f'{made.saes} SAEs, the last'} at {made.site}: {made.d_sae:,} features, "
+        f"{made.rule}, k = {made.k}, {made.parameters:,} parameters; {len(run)} blocks "
         f"({sum(b.parameters for b in run):,} parameters) are run for it",
         f"tokens: at most {made.trained:,} to learn from in {made.steps:,} steps, {made.held_out:,} held out to measure",
         f"disk: {disk}",
@@ -134,7 +170,8 @@ def plan_tables(made: Plan, estimates: list[Estimate]) -> list[Table]:
     gpus = _table("time", "GPU", "memory", "fits", "time in all", "")
     for e in estimates:
         spread = " to ".join(dict.fromkeys((_time(e.least), _time(e.most))))
-        gpus.add_row(e.gpu, _bytes(e.memory), "yes" if e.fits else "no", spread, "; ".join(e.remarks))
+        name = e.gpu if e.gpus == 1 else f"{e.gpus} × {e.gpu}"
+        gpus.add_row(name, _bytes(e.memory), "yes" if e.fits else "no", spread, "; ".join(e.remarks))
     return [text, work, memory, gpus]
 
 
