@@ -39,7 +39,7 @@ class ExamineSettings(Settings):
     tokens: int = Field(default=6000, gt=100)
     """Tokens of each text."""
     spliced: float = Field(default=0.25, gt=0, le=1)
-    """Share of the text on which the losses are taken; they cost ten times what reading does."""
+    """Share of the text on which the losses are taken; they cost several times what reading does."""
     length: int = Field(default=256, gt=1)
     """Longest sequence, in tokens."""
     per_source: int = Field(default=100, gt=0)
