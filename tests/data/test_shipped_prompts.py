@@ -72,7 +72,7 @@ def test_there_is_enough_of_each_kind():
     assert len(harmful) >= 28
     assert min(harmful.values()) >= 25
     kinds = Counter(r.kind for r in EVERY)
-    assert kinds["lookalike"] == kinds["harmful"] >= 1700
+    assert kinds["lookalike"] == kinds["harmful"] >= 1850
     assert kinds["offensive"] >= 300
     plain = Counter(r.category for r in EVERY if r.kind in ("plain", "mathematics"))
     assert all(plain[c] >= 300 for c in ("chat", "mathematics", "code", "fiction", "advice"))
@@ -98,7 +98,7 @@ def test_ids_are_unique_and_twins_share_a_split_a_category_and_a_form():
 
 def test_twins_are_paired_in_every_form_over_many_kinds_of_harm():
     paired = [r for r in EVERY if r.label == "harmful" and "form" in r.extra]
-    assert len(paired) >= 1000
+    assert len(paired) >= 1300
     forms = Counter(r.extra["form"] for r in paired)
     assert forms.keys() == FORMS.keys() and min(forms.values()) >= 100
     harms = {kind.name for r in paired if (kind := kind_of(r.source, r.category, text(r)))}
