@@ -9,19 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from demur.data.corpus import Sequences
+from demur.data.corpus import Sequences, Source
 from demur.features.effect import Bench
 from demur.features.examine import ExamineSettings, Findings, harm_prompts, held_out_texts
 from demur.features.held_out import held_out
 from demur.features.purpose import apart, direction
 from demur.features.reading import read_said
 from demur.features.sensors import fit
-from demur.files import read_json
+from demur.files import read_json, write_json
 from demur.models.chat import tokens_and_roles
 from demur.records import Prompt
 from demur.reports.sae import report
 from demur.sae.exchange.formats import write
 from demur.sae.quality import measure, nearest
+from demur.sae.settings import SAESettings
+from demur.sae.train import gather_text
 from tests import tiny
 from tests.reports.reading import Page
 from tests.verbs.test_bad_input import run
@@ -164,6 +166,20 @@ def test_with_nothing_given_and_no_data_folder_our_own_text_is_read(home, monkey
         if row.pair:
             twins.setdefault(row.pair, set()).add(source)
     assert twins and all(len(s) == 1 for s in twins.values())
+
+
+def test_an_sae_in_its_training_run_is_measured_on_what_that_run_held_out(home, tmp_path):
+    lm = tiny.lm("llama", torch.float32)
+    trained = SAESettings(
+        site=("1.resid_post",), text=(Source(path=str(home / "text.jsonl"), tokens=900),), length=32, held_out=0.3
+    )
+    held = gather_text(lm, trained, tmp_path)[1]
+    write_json(tmp_path / "manifest.json", {"settings": trained.model_dump(mode="json")})
+    bench = Bench(lm, tiny.sae().to(torch.zeros(())))
+    about, text = held_out_texts(bench, tmp_path / "sae", [], ExamineSettings())
+    assert "held out of training" in about
+    assert text["held out"].tokens.tolist() == held.tokens.tolist()
+    assert len(held_out_texts(bench, tmp_path / "sae", [home / "text.jsonl"], ExamineSettings(tokens=200))[1]) == 1
 
 
 def test_prompts_of_several_sources_are_left_out_by_source():

@@ -22,7 +22,8 @@ from demur.records import HeldOut, PromptSet, Record, evenly, parse
 from demur.runs import MANIFEST
 from demur.sae.quality import Quality, Tally, nearest, tally
 from demur.sae.sae import SAEConfig
-from demur.sae.train import SAESettings, gather_text
+from demur.sae.settings import SAESettings
+from demur.sae.train import TEXT, gather_text
 
 FILES = ("text/chat_refusals_open.jsonl.gz", *TEXTS)
 """Of the data folder; training the shipped SAE left the ends of them unread."""
@@ -38,7 +39,7 @@ class ExamineSettings(Settings):
     tokens: int = Field(default=6000, gt=100)
     """Tokens of each text."""
     spliced: float = Field(default=0.25, gt=0, le=1)
-    """Share of the text on which the losses are taken; they cost ten times what reading does."""
+    """Share of the text on which the losses are taken; they cost several times what reading does."""
     length: int = Field(default=256, gt=1)
     """Longest sequence, in tokens."""
     per_source: int = Field(default=100, gt=0)
@@ -158,8 +159,8 @@ def held_out_texts(
         FileError, PromptError: a file that is none, or too short.
     """
     lm, s = bench.lm, settings
-    if not files and (run := where.absolute().parent) and (run / "text.safetensors").is_file():
-        trained = parse_settings(run)
+    if not files and (run := where.absolute().parent) and (run / TEXT).is_file():
+        trained = SAESettings.model_validate(read_json(run / MANIFEST)["settings"])
         text = gather_text(lm, trained, run)[1]
         return f"what {run.name} held out of training", {"held out": _cut(text, s.tokens * len(FILES))}
     named = [str(f) for f in files] or [f for f in FILES if locate(f).is_file()]
@@ -174,11 +175,6 @@ def held_out_texts(
         about = "the ends of the data folder's texts, which training with seed 0 comes to last" if last else "as given"
         return about, found
     return "our own prompts, with the model's replies and with refusals that we wrote", _own(bench, s)
-
-
-def parse_settings(run: Path) -> SAESettings:
-    """The settings of a training run."""
-    return SAESettings.model_validate(read_json(run / MANIFEST)["settings"])
 
 
 def harm_prompts(files: Sequence[Path]) -> PromptSet:

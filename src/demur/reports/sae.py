@@ -88,7 +88,7 @@ def _points(found: Findings) -> list[Point]:
             f"{100 * DENSE:.0f} % of them; {percent(float((near > LIKE[0]).mean()))} have a twin (cosine above {LIKE[0]}).",
         ),
         *(
-            Point(name, "gates", _lost(*gates, d))
+            Point(name, "gates", _lost(gates[0], gates[1], d))
             for name, gates, d in zip(READS, found.gates.values(), found.directions, strict=True)
         ),
     ]

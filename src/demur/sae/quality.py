@@ -2,8 +2,9 @@
 and how many of its features point the same way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from demur.data.corpus import Sequences
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
 from demur.progress import bar
-from demur.records import Record, evenly
+from demur.records import Record
 from demur.sae.sae import SAE
 
 ROWS = 8
@@ -27,6 +28,9 @@ DENSE = 0.1
 """A feature active on a larger share of the tokens is dense: too common to mean one thing."""
 PART = 2048
 """Decoder rows at a time that are compared with all."""
+
+
+Measure: TypeAlias = "Callable[[LanguageModel, SAE, list[np.ndarray]], Tally]"
 
 
 class Quality(Record):
@@ -118,24 +122,24 @@ def measure(lm: LanguageModel, sae: SAE, text: Sequences, batch: int = ROWS) -> 
 def tally(
     lm: LanguageModel, sae: SAE, texts: Mapping[str, Sequences], batch: int = ROWS, spliced: float = 1.0
 ) -> dict[str, Tally]:
-    """The sums of each text, by name; `spliced` is the share of it on which losses are taken, which cost ten times what
-    reading does.
+    """The sums of each text, by name; `spliced` is the share of it on which losses are taken, which cost several times
+    what reading does.
 
     Raises:
         SAEError: the SAE is for another width.
     """
-    groups = []
+    found = {name: Tally.of(sae) for name in texts}
+    work: list[tuple[str, list[np.ndarray], Measure]] = []
     for name, text in texts.items():
         rows = sorted((text[i] for i in range(len(text))), key=len)
-        parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
-        chosen = set(evenly(range(len(parts)), max(1, round(spliced * len(parts)))))
-        groups += [(name, part, i in chosen) for i, part in enumerate(parts)]
-    found = {name: Tally.of(sae) for name in texts}
-    with bar("measuring the SAE", len(groups)) as progress:
-        for name, group, with_losses in groups:
-            found[name] += _read(lm, sae, group)
-            if with_losses:
-                found[name] += _losses(lm, sae, group)
+        some = max(1, round(spliced * len(rows)))
+        # From the middle of each stretch of lengths: neither the short rows nor the long ones.
+        middle = [rows[(2 * i + 1) * len(rows) // (2 * some)] for i in range(some)]
+        for of, how in ((rows, _read), (middle, _losses)):
+            work += [(name, of[i : i + batch], how) for i in range(0, len(of), batch)]
+    with bar("measuring the SAE", len(work)) as progress:
+        for name, group, how in work:
+            found[name] += how(lm, sae, group)
             progress.step()
     return found
 
@@ -190,10 +194,11 @@ def _losses(lm: LanguageModel, sae: SAE, rows: list[np.ndarray]) -> Tally:
         parts = zip(scores, targets.split(COMPARED), strict=True)
         return sum(float(F.cross_entropy(s.float(), t, reduction="sum")) for s, t in parts)
 
+    zeroed = loss(logits("zeroed"))  # before the others, which are held together
     plain, spliced = logits("plain"), logits("spliced")
     kl = [
         F.kl_div(b.float().log_softmax(1), a.float().log_softmax(1), log_target=True, reduction="sum")
         for a, b in zip(plain, spliced, strict=True)
     ]
-    losses = torch.tensor([loss(plain), loss(spliced), loss(logits("zeroed")), float(sum(kl))]).double()
+    losses = torch.tensor([loss(plain), loss(spliced), zeroed, float(sum(kl))]).double()
     return replace(Tally.of(sae), predicted=len(targets), losses=losses)

@@ -25,6 +25,7 @@ prompt does that, and what it shows is what clamping does not remove, not what a
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -322,12 +323,28 @@ def _random(target: Target, policy: Policy, deltas: Mapping[str, Tensor]) -> dic
     return found
 
 
-def results(judged: Sequence[Judged]) -> list[AttackResult]:
+def read_fits(folder: Path) -> list[Fit]:
+    """The perturbations of a run."""
+    return [Fit.model_validate(row) for row in whole_lines(folder / FITS)]
+
+
+def results(judged: Sequence[Judged], fits: Sequence[Fit]) -> list[AttackResult]:
     """The attack, then its controls."""
     sets: dict[str, list[Judged]] = {}
     for t, v in judged:
         sets.setdefault(t.set, []).append((t, v))
-    found = measured(NAME, NAME, sets.pop(NAME, []))
+    found = [
+        r.model_copy(update={"figures": _figures([f for f in fits if f.policy_hash == r.policy_hash])})
+        for r in measured(NAME, NAME, sets.pop(NAME, []))
+    ]
     return found + [
         r for name, pairs in sets.items() for r in measured(NAME, name.removeprefix(f"{NAME}, "), pairs, control=True)
     ]
+
+
+def _figures(fits: Sequence[Fit]) -> dict[str, float]:
+    if not fits:
+        return {}
+    drifts = [f.drift for f in fits if f.drift is not None]
+    found = {"norm": fmean(f.norm for f in fits)} | ({"drift": fmean(drifts)} if drifts else {})
+    return found | {"nats before": fmean(f.nats[0] for f in fits), "nats after": fmean(f.nats[1] for f in fits)}

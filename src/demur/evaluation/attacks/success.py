@@ -57,6 +57,8 @@ class AttackResult(Record):
     """Against the plain model on the same cases; None for itself, and where it refuses all of them."""
     refused_before: Rate | None = None
     """Of conversations: those in which some turn before the last was refused."""
+    figures: dict[str, float] = Field(default_factory=dict)
+    """What else an attack says of itself, by name: means over its cases."""
 
 
 def wins(outcome: Outcome) -> bool:
