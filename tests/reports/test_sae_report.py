@@ -12,7 +12,7 @@ import torch
 from demur.data.corpus import Sequences, Source
 from demur.features.effect import Bench
 from demur.features.examine import ExamineSettings, Findings, harm_prompts, held_out_texts
-from demur.features.held_out import held_out
+from demur.features.held_out import held_out, pairs
 from demur.features.purpose import apart, direction
 from demur.features.reading import read_said
 from demur.features.sensors import fit
@@ -166,6 +166,8 @@ def test_with_nothing_given_and_no_data_folder_our_own_text_is_read(home, monkey
         if row.pair:
             twins.setdefault(row.pair, set()).add(source)
     assert twins and all(len(s) == 1 for s in twins.values())
+    possible, missing = pairs([(row.label == "harmful", s) for row, s in zip(prompts.rows, sources, strict=True)])
+    assert (len(possible), missing) == (16, [])
 
 
 def test_an_sae_in_its_training_run_is_measured_on_what_that_run_held_out(home, tmp_path):

@@ -90,6 +90,7 @@ class Findings(Record):
 
 def examine(
     bench: Bench,
+    name: str,
     where: Path,
     format: str,
     texts: Sequence[Path],
@@ -101,7 +102,8 @@ def examine(
 
     Args:
         bench: Model and SAE.
-        where: The SAE, as it was given; if it lies in a run of `demur train`, that run's held-out text is used.
+        name: What to call the SAE.
+        where: Where it is; if that is a run of `demur train`, the text which that run held out is used.
         format: Of its files.
         texts: Files of text instead.
         prompts: Prompt files for the gates; by default those of the data folder and our own.
@@ -136,7 +138,7 @@ def examine(
         )
 
     return Findings(
-        name=str(where),
+        name=name,
         format=format,
         hash=bench.sae.hash,
         config=bench.sae.config,

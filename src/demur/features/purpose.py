@@ -62,7 +62,8 @@ class Purpose(Record):
     """Gates and directions of one kind: harm, read on prompts, or refusal, read on replies."""
 
     held_out: tuple[HeldOut, ...]
-    """A sparse gate and a dense probe."""
+    """A sparse gate and a dense probe; of refusal, `harmful` and `benign` name the sources of refusing and of compliant
+    replies."""
     direction: Direction
     rows: str
     """From what they were made."""

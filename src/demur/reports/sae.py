@@ -17,6 +17,8 @@ from demur.reports.svg import draw
 from demur.reports.words import clean, listed, percent
 from demur.sae.quality import DENSE, Quality
 
+SHIPPED = "shipped"
+"""The name of the SAE where none was given."""
 LIKE = (0.9, 0.7, 0.5)
 """Cosines from which on decoder rows are counted as near."""
 READS = ("Harm", "Refusal")
@@ -40,7 +42,7 @@ def report(found: Findings, folder: Path) -> Report:
     c = found.config
     rule = f"{c.rule} k = {c.k}" if c.k else c.rule
     return Report(
-        kind=f"demur sae-report · {found.name}",
+        kind=f"demur sae-report · {clean(found.name)}",
         title=f"SAE of {clean(c.model)} at {c.site}: {c.d_sae} features, {rule}",
         headline=headline(found),
         about=f"Measured on {found.text.about}; on {found.harm.rows}; and on {found.refusal.rows}. Intervals are 95 % "
@@ -48,7 +50,7 @@ def report(found: Findings, folder: Path) -> Report:
         points=_points(found),
         sections=[_text(found), _features(found), _gates(found), _directions(found)],
         facts=_facts(found, folder),
-        again=f"demur sae-report {found.name} --run FOLDER",
+        again="demur sae-report" + (f" {found.name}" if found.name != SHIPPED else "") + " --run FOLDER",
         hero=Drawing(
             draw(sae_plots.gates(found.gates), "Areas of gates on sources that they were not fitted to."),
             "",

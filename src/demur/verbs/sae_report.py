@@ -11,7 +11,7 @@ from demur.features.examine import ExamineSettings, examine
 from demur.files import write_json
 from demur.models.load import ModelSettings
 from demur.reports.page import FIGURES, HTML, MARKDOWN
-from demur.reports.sae import headline, write_sae_report
+from demur.reports.sae import SHIPPED, headline, write_sae_report
 from demur.sae.exchange.formats import DEMUR, format_of
 from demur.steering.policies import shipped
 from demur.verbs.output import DEFAULT_MODEL, say, show
@@ -63,7 +63,7 @@ def sae_report_verb(
     stated |= {"prompts": list(map(str, prompts)), **settings.model_dump(mode="json")}
     folder = runs.open_run("sae-report", run, stated)
     say(f"run: {folder}")
-    found = examine(bench, where, known[0] if known else DEMUR, text, prompts, settings, folder)
+    found = examine(bench, str(sae or SHIPPED), where, known[0] if known else DEMUR, text, prompts, settings, folder)
     write_json(folder / FINDINGS, found)
     runs.note(folder, sae=bench.sae.hash)
     made = write_sae_report(folder, found)
@@ -73,5 +73,5 @@ def sae_report_verb(
         {"run": str(folder)} | {name: str(folder / file) for name, file in paths.items()} | body,
         json,
         f"{headline(found)}\nwrote {made}\n      {folder / MARKDOWN}\n      {folder / FIGURES}\n"
-        "next: open the page in a browser, or type demur find --sae " + (str(sae) if sae else "SAE"),
+        "next: open the page in a browser, or demur find" + (f" --sae {sae}" if sae else ""),
     )
