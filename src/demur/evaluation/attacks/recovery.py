@@ -175,7 +175,7 @@ def fit(
 
     with torch.no_grad():
         before, stream = nats(delta)
-    span = stream.shape[1]  # no longer than the words
+    moved, span = stream, stream.shape[1]  # no longer than the words
     most = settings.recovery_norm * stream.norm(dim=-1)
     u, best, after = delta[:, :span].clone(), delta[:, :span].clone(), before
     for step in range(settings.recovery_steps + 1):
@@ -262,7 +262,10 @@ def attack(
         rows = [row for row in prompts if row.id in refused & answered.keys()]
         deltas = _fitted(target, policy, rows, answered, settings)
         site = site_of(policy, settings)
-        arms = {NAME: (deltas, None), f"{NAME}, {RANDOM}": (_random(target, policy, deltas), None)}
+        arms: dict[str, tuple[dict[str, Tensor], SAE | None]] = {
+            NAME: (deltas, None),
+            f"{NAME}, {RANDOM}": (_random(target, policy, deltas), None),
+        }
         if (sae := target.saes.get(site)) is not None:
             arms[f"{NAME}, {UNSEEN}"] = (deltas, sae)
         for name, (vectors, unseen_by) in arms.items():

@@ -163,9 +163,11 @@ def measured(
             if other == label and hash_ == NONE.hash
             for t, v in rows
         }
-        known = [(t, v.outcome) for t, v in pairs if v.outcome is not None]
+        known: list[tuple[Transcript, Outcome]] = [(t, v.outcome) for t, v in pairs if v.outcome is not None]
         clusters = [_cluster(t) for t, _ in known]
-        both = [(t, o, p) for t, o in known if (p := plain.get((t.set, t.id))) is not None]
+        both: list[tuple[Transcript, Outcome, Outcome]] = [
+            (t, o, p) for t, o in known if (p := plain.get((t.set, t.id))) is not None
+        ]
         earlier = [before[t.policy, t.id] for t, _ in known if (t.policy, t.id) in before] if before else []
         found.append(
             AttackResult(
