@@ -157,7 +157,7 @@ def measured(
         groups.setdefault((t.label, t.policy, t.policy_hash), []).append((t, v))
     found = []
     for (label, policy, digest), pairs in groups.items():
-        plain = {
+        plain: dict[tuple[str, str], Outcome | None] = {
             (t.set, t.id): v.outcome
             for (other, _, hash_), rows in groups.items()
             if other == label and hash_ == NONE.hash
