@@ -22,7 +22,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 260,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
@@ -32,7 +32,7 @@ GPT2 = {
     "n_layer": 3,
     "n_head": 4,
     "vocab_size": 260,
-    "n_positions": 256,
+    "n_positions": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
