@@ -218,7 +218,7 @@ def main() -> None:
     if "quality" in parts:
         found["quality"] = quality(given.tokens, given.batch)
     if "line" in parts:
-        found["line"] = line(40_000)
+        found["line"] = line(20_000)
     print(json.dumps(found, indent=None if given.json else 1))
 
 
