@@ -72,7 +72,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_resumes(tmp_path):
     )
 
     def command(run: str) -> list[str]:
-        return [*TORCHRUN, "-m", "demur", "train", "-c", str(tmp_path / "c.toml"), "--run", str(tmp_path / run)]
+        return [*TORCHRUN, "-m", "--", "demur", "train", "-c", str(tmp_path / "c.toml"), "--run", str(tmp_path / run)]
 
     subprocess.run(command("a"), check=True, capture_output=True, env=environment())
     process = subprocess.Popen(
