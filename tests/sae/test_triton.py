@@ -1,4 +1,4 @@
-"""The GPU kernels against the CPU's: on a GPU where there is one, else in the interpreter of Triton, if that is installed."""
+"""The GPU kernels against the CPU: on a GPU where there is one, else in the interpreter of Triton, if installed."""
 
 import os
 from importlib.util import find_spec

@@ -1,6 +1,6 @@
 """The processes that train one SAE together: each has its own share of every batch, and all take the same step.
 
-`torchrun --nproc-per-node N -m -- demur train …` starts them (gloo on CPUs, NCCL on GPUs); without the `--`, torchrun takes
+`torchrun --nproc-per-node N -m -- demur train …` starts them (gloo on CPUs, NCCL on GPUs); without `--`, torchrun takes
 `--run` for an option of its own. Alone, every method does nothing.
 """
 
