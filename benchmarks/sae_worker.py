@@ -5,9 +5,12 @@ from memory. Prints one JSON object: seconds of each step, and with `held_out` t
 """
 
 import json
+import resource
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +31,8 @@ class Job(NamedTuple):
     """Share of the features that are held to be dead, with the dead-feature loss on."""
     held_out: int = 0
     lr: float | None = None
+    model: str = ""
+    """For sparsify: train from text; `activations` are then rows of token ids, and `line` its seconds in all."""
 
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -45,11 +50,13 @@ class Run:
         self.dead = round(job.dead * job.d_sae)
 
     def batch(self, step: int) -> Tensor:
+        """The step's batch; a step lasts from here until the next one is asked for."""
         start = step * self.job.batch % (self.usable - self.job.batch + 1)
         self.asked.append(time.perf_counter())
         return self.x[start : start + self.job.batch]
 
     def done(self, encode: Encode) -> dict[str, Any]:
+        """Seconds of each step, and the quality if that was asked for."""
         seconds = np.diff([*self.asked, time.perf_counter()]).tolist()
         return {"seconds": seconds} | (self.quality(encode) if self.job.held_out else {})
 
@@ -73,7 +80,7 @@ def demur(run: Run) -> dict[str, Any]:
     from demur.sae.sparse import product, rows_at_once
     from demur.sae.trainer import Trainer
 
-    job = run.job
+    job, before = run.job, resident()
     settings = SAESettings(
         d_sae=job.d_sae, k=job.k, batch=job.batch, rule=job.rule, **({"lr": job.lr} if job.lr else {})
     )
@@ -102,8 +109,19 @@ def demur(run: Run) -> dict[str, Any]:
     found = run.done(encode)
     if ceiling:
         taken = np.diff([*run.asked, end]) - ceiling
-        found |= {"seconds": taken.tolist(), "ceiling": ceiling}
+        held = 16 * (2 * run.x.shape[1] + 1) * job.d_sae + 4 * job.batch * job.d_sae
+        found |= {"seconds": taken.tolist(), "ceiling": ceiling, "memory": (peak() - before) / held}
     return found
+
+
+def resident() -> int:
+    """Bytes in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak() -> int:
+    """The most bytes that were in memory at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def sparsify(run: Run) -> dict[str, Any]:
@@ -167,6 +185,25 @@ def sparsify(run: Run) -> dict[str, Any]:
         return torch.zeros(len(x), job.d_sae).scatter_(1, indices, values), coder.decode(values, indices)
 
     return run.done(encode)
+
+
+def sparsify_line(job: Job) -> dict[str, float]:
+    """`python -m sparsify` on token ids; its entry knows GPUs only, so the model is put on the CPU for it."""
+    import transformers
+    from datasets import Dataset
+
+    folder = Path(job.activations).parent
+    Dataset.from_dict({"input_ids": np.load(job.activations).tolist()}).save_to_disk(str(folder / "text"))
+    torch.cuda.is_bf16_supported = lambda *_: False
+    made = transformers.AutoModel.from_pretrained
+    transformers.AutoModel.from_pretrained = lambda name, **_: made(name, dtype=torch.float32)
+    begun = time.perf_counter()
+    layer, width = 14, len(np.load(job.activations)[0])
+    sys.argv = ["sparsify", job.model, str(folder / "text"), "--layers", str(layer), "--ctx_len", str(width)]
+    sys.argv += ["--batch_size", str(job.batch // width), "--num_latents", str(job.d_sae), "-k", str(job.k)]
+    sys.argv += ["--log_to_wandb", "False", "--run_name", str(folder / "run"), "--save_dir", str(folder)]
+    runpy.run_module("sparsify", run_name="__main__")
+    return {"line": time.perf_counter() - begun}
 
 
 def sae_lens(run: Run) -> dict[str, Any]:
@@ -264,5 +301,6 @@ LIBRARIES = {
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    result = LIBRARIES[sys.argv[1]](Run(Job(**json.loads(sys.argv[2]))))
+    asked = Job(**json.loads(sys.argv[2]))
+    result = sparsify_line(asked) if asked.model else LIBRARIES[sys.argv[1]](Run(asked))
     print(json.dumps(result))

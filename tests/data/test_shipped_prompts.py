@@ -19,17 +19,8 @@ from demur.records import Prompt, PromptSet
 SHIPPED = Path(demur.shipped.__path__[0])
 ROWS = {split: shipped_prompts(split).rows for split in ("train", "validation", "test")}
 EVERY = [row for rows in ROWS.values() for row in rows]
-FORMS = {
-    "advise": "general information, or what is dangerous to this person",
-    "defend": "the same threat met, noticed or prevented",
-    "depict": "the same in fiction, play or jest",
-    "object": "the same verb on a thing that cannot be hurt",
-    "permit": "the same act by somebody who may",
-    "persuade": "a text that argues, true and fair or not",
-    "swap": "the same sentence, its purpose or target swapped",
-    "understand": "the same topic in history, law, research, definition",
-}
-"""How a harmful request and its twin differ."""
+FORMS = {"advise", "defend", "depict", "object", "permit", "persuade", "swap", "understand"}
+"""How a harmful request and its twin differ; `shipped_prompts` says what each means."""
 NEAR = 0.5
 """Jaccard similarity of character 5-grams from which two texts count as one."""
 
@@ -72,7 +63,7 @@ def test_there_is_enough_of_each_kind():
     assert len(harmful) >= 28
     assert min(harmful.values()) >= 25
     kinds = Counter(r.kind for r in EVERY)
-    assert kinds["lookalike"] == kinds["harmful"] >= 1700
+    assert kinds["lookalike"] == kinds["harmful"] >= 1850
     assert kinds["offensive"] >= 300
     plain = Counter(r.category for r in EVERY if r.kind in ("plain", "mathematics"))
     assert all(plain[c] >= 300 for c in ("chat", "mathematics", "code", "fiction", "advice"))
@@ -98,9 +89,9 @@ def test_ids_are_unique_and_twins_share_a_split_a_category_and_a_form():
 
 def test_twins_are_paired_in_every_form_over_many_kinds_of_harm():
     paired = [r for r in EVERY if r.label == "harmful" and "form" in r.extra]
-    assert len(paired) >= 1000
+    assert len(paired) >= 1300
     forms = Counter(r.extra["form"] for r in paired)
-    assert forms.keys() == FORMS.keys() and min(forms.values()) >= 100
+    assert forms.keys() == FORMS and min(forms.values()) >= 100
     harms = {kind.name for r in paired if (kind := kind_of(r.source, r.category, text(r)))}
     assert len(harms) >= 24
     assert min(Counter(r.category for r in paired).values()) >= 35

@@ -176,7 +176,7 @@ def test_the_shipped_sae_on_real_activations_is_the_same_in_saelens_and_sparsify
     lm, our = load("embedded"), open_sae(shipped() / "sae")
     talk = [row.conversation for row in shipped_prompts("train").sample(24).rows]
     rows = [np.array(tokens_and_roles(lm, c)[0]) for c in talk]
-    x = read_rows(lm, our.config.site, rows)
+    x = read_rows(lm, [our.config.site], rows)[:, 0]
     for to in ("saelens", "sparsify"):
         write(our, to, tmp_path / to)
     lens, coder = sae_lens.SAE.load_from_disk(tmp_path / "saelens"), SparseCoder.load_from_disk(tmp_path / "sparsify")

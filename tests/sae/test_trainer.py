@@ -7,7 +7,7 @@ from demur.errors import SAEError
 from demur.sae import sparse
 from demur.sae.rules import RULES, dense
 from demur.sae.settings import SAESettings
-from demur.sae.trainer import Trainer, geometric_median, largest
+from demur.sae.trainer import Trainer, along_the_sphere, geometric_median, largest, onto_the_sphere
 from tests import tiny
 
 SETTINGS = SAESettings(
@@ -177,6 +177,15 @@ def test_dead_features_come_back():
         return float(figures.dead)
 
     assert dead(1 / 32) < dead(0.0) / 2
+
+
+def test_what_a_gpu_compiles_is_one_graph_and_the_same():
+    W, g = torch.randn(48, 32, generator=torch.Generator().manual_seed(0)), X[:48].clone()
+    for function, given in ((along_the_sphere, (g, W)), (onto_the_sphere, (W,))):
+        plain, compiled = [t.clone() for t in given], [t.clone() for t in given]
+        function(*plain)
+        torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)(*compiled)
+        torch.testing.assert_close(plain, compiled)
 
 
 def test_the_largest_of_each_row_are_kept():

@@ -177,7 +177,7 @@ def test_a_cache_of_something_else_is_one_clear_error(change, tmp_path):
     (tmp_path / "run").mkdir()
     settings = SETTINGS.model_copy(update={"cache": str(tmp_path / "cache")})
     train(lm(), text(), settings, tmp_path / "run")
-    with pytest.raises(SettingsError, match="activations of another (sites|order)"):
+    with pytest.raises(SettingsError, match=r"activations of another (sites|order)"):
         train(lm(), text(), settings.model_copy(update=change), tmp_path / "run")
 
 

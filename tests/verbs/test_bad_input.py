@@ -38,11 +38,11 @@ def world(tmp_path_factory):
     sae = tiny.sae("llama", 1).to(torch.zeros(()))
     sae.config = sae.config.model_copy(update={"model_hash": lm.hash})
     sae.save(home / "sae")
-    good = tiny.policy().model_copy(update={"model_hash": lm.hash, "sae_hash": sae.hash})
+    good = tiny.policy().model_copy(update={"model_hash": lm.hash, "saes": {sae.config.site: sae.hash}})
     good.save(home / "good.toml")
     good.model_copy(update={"model_hash": "0123456789ab", "model": "another"}).save(home / "other-model.toml")
-    good.model_copy(update={"sae_hash": "0123456789ab"}).save(home / "other-sae.toml")
-    tiny.policy(features=(9999,)).model_copy(update={"model_hash": lm.hash, "sae_hash": sae.hash}).save(
+    good.model_copy(update={"saes": {"1.resid_post": "0123456789ab"}}).save(home / "other-sae.toml")
+    tiny.policy(features=(9999,)).model_copy(update={"model_hash": lm.hash, "saes": {sae.config.site: sae.hash}}).save(
         home / "range.toml"
     )
     text = (home / "good.toml").read_text()

@@ -190,13 +190,26 @@ def usual_replies(
     plain = {key[1:]: t for key, t in done.items() if t.policy_hash == NONE.hash}
     left = list(range(len(rows)))
     if policy.gate is not None and not policy.system and plain and settings.temperature == 0:
-        for i, seen in enumerate(decide(lm, saes, talk, policy, settings.batch)):
-            same = plain.get((rows[i][0], rows[i][1].id))
-            if not seen["open"] and same is not None and same.conversation == talk[i]:
+        same = {i: t for i in left if (t := plain.get((rows[i][0], rows[i][1].id))) and t.conversation == talk[i]}
+        if policy.gate.continuation is not None:
+            # A gate on the reply has to read it, and a text may be other tokens than those it was made of.
+            said = {i: words for i, t in same.items() if (words := _tokens_of(lm, t)) is not None}
+        else:
+            said = dict.fromkeys(same, ())
+        asked = [talk[i] for i in said]
+        late = list(said.values()) if policy.gate.continuation is not None else ()
+        for i, seen in zip(said, decide(lm, saes, asked, policy, settings.batch, late), strict=True):
+            if not seen["open"]:
                 left.remove(i)
-                yield i, Reply(same.reply, same.tokens, same.finish, seen)
+                yield i, Reply(same[i].reply, same[i].tokens, same[i].finish, seen)
     made = generate(lm, saes, [talk[i] for i in left], [policy] * len(left), settings, settings.batch)
     yield from ((left[i], reply) for i, reply in made)
+
+
+def _tokens_of(lm: LanguageModel, made: Transcript) -> list[int] | None:
+    """The tokens of a reply, without the one that ended it; None where its text does not say which they were."""
+    found = lm.tokenizer(made.reply, add_special_tokens=False)["input_ids"]
+    return found if len(found) == made.tokens - (made.finish == "stop") else None
 
 
 def read_transcripts(path: Path) -> list[Transcript]:

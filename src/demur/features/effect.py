@@ -55,7 +55,7 @@ class Bench:
             name=name,
             model=self.lm.name,
             model_hash=self.lm.hash,
-            sae_hash=self.sae.hash,
+            saes={self.sae.config.site: self.sae.hash},
             interventions=(Intervention(site=self.sae.config.site, edits=edits, positions=positions),),
         )
 

@@ -31,6 +31,8 @@ _ABOUT_SENSORS = (
 )
 PAPER_DOSE = 0.4
 """The value to which the paper's candidates are clamped, as a share of the residual stream's norm."""
+BRIEF = 120
+"""Characters of a prompt that is shown as a feature's context; a longer one would only be cut."""
 PROBED = "mean"
 """How the residual stream on a prompt becomes one vector for the dense probe."""
 ENOUGH_OWN = 16
@@ -148,6 +150,7 @@ def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple
     """The features with what a person reads to judge them."""
     # Contexts are printed and shipped, so they come from texts that we wrote: our prompts, our refusals.
     ours = shipped_prompts("train")
+    ours = ours.model_copy(update={"rows": tuple(r for r in ours.rows if len(r.prompt or "") <= BRIEF)})
     ordinary = [row.conversation for row in ours.where(label="benign").sample(200).rows]
     texts = [tokens_and_roles(bench.lm, c)[0] for c in ordinary]
     for row, refusal in zip(ours.where(label="harmful").sample(64).rows, refusals(seed), strict=False):

@@ -65,7 +65,7 @@ def product(
     long in float32.
     """
     linear = _onednn_linear()
-    if linear is not None and x.device.type == "cpu" and x.dtype == torch.float32 and len(x):
+    if linear is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel():
         return linear(x, W, b, "none", [], "")
     return F.linear(x, W, b)
 

@@ -4,7 +4,9 @@ The gradients are written out. The encoder's forward product is the only one tha
 at a time (`sparse.rows_at_once`); everything after it touches the active ones, and no graph is kept.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,8 @@ from demur.sae.settings import SAESettings
 from demur.sae.sparse import Active, ByFeature, by_feature, decode, dots, product, rows_at_once
 
 CPU = torch.device("cpu")
+PART = 4096
+"""Tokens of the first sample that are looked at together."""
 SAMPLE = 256
 """Tokens whose pre-activations a rule looks at before it starts."""
 
@@ -78,7 +82,8 @@ class Trainer:
         self._check_width(x)
         w, n = self.weights, torch.tensor(float(len(x)), device=x.device)
         centre, squares = geometric_median(x, self.ranks), torch.zeros((), device=x.device)
-        squares += (x - centre).pow(2).sum()
+        for part in x.split(PART):
+            squares += (part - centre).pow(2).sum()
         self.ranks.sum(squares, n)
         self.counters["scale"] = math.sqrt(x.shape[1]) / (squares / n).sqrt()
         w["b_dec"].copy_(centre * self.counters["scale"])
@@ -167,13 +172,11 @@ class Trainer:
         # The decoder's bias is also taken off the encoder's input.
         gradients["b_dec"] -= gradients["b_enc"] @ w["W_enc"]
         self.ranks.sum(*gradients.values())
-        # Decoder rows stay on the unit sphere; the part of the gradient that points off it would only stir Adam.
-        off = (gradients["W_dec"] * w["W_dec"]).sum(1, keepdim=True)
-        gradients["W_dec"].addcmul_(off, w["W_dec"], value=-1)
+        fused(along_the_sphere, w["W_dec"].device.type)(gradients["W_dec"], w["W_dec"])
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate() * self._schedule()
         self.optimiser.step()
-        w["W_dec"].div_(w["W_dec"].norm(dim=1, keepdim=True).clamp_min(1e-12))
+        fused(onto_the_sphere, w["W_dec"].device.type)(w["W_dec"])
 
     def _count(self, active: Active, tokens: int) -> Tensor:
         fired = torch.zeros_like(self.weights["b_enc"])
@@ -260,6 +263,22 @@ class Trainer:
         return {f"rule.{name}": value for name, value in self.rule.counters.items()}
 
 
+@functools.cache
+def fused(function: Callable[..., None], device: str) -> Callable[..., None]:
+    """A function of a few passes over a matrix: compiled into one on a GPU; a CPU need not have a compiler."""
+    return torch.compile(function, dynamic=True) if device == "cuda" else function
+
+
+def along_the_sphere(gradient: Tensor, W_dec: Tensor) -> None:
+    """Takes off what points off the unit sphere, on which decoder rows stay: it would only stir Adam."""
+    gradient.addcmul_((gradient * W_dec).sum(1, keepdim=True), W_dec, value=-1)
+
+
+def onto_the_sphere(W_dec: Tensor) -> None:
+    """Gives each row norm 1."""
+    W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+
 def largest(f: Float[Tensor, "tokens n"], k: int) -> Float[Tensor, "tokens n"]:
     """`f`, non-negative, with all but the k largest of each row set to 0, in place."""
     if f.shape[1] > k:
@@ -275,12 +294,14 @@ def geometric_median(
     x: Float[Tensor, "tokens d_model"], ranks: Ranks = ALONE, rounds: int = 20
 ) -> Float[Tensor, " d_model"]:
     """The point with the least summed distance to all others (Weiszfeld's algorithm), of all processes' sample."""
-    total, weights = x.sum(0), torch.tensor(float(len(x)), device=x.device, dtype=x.dtype)
-    ranks.sum(total, weights)
-    centre = total / weights
-    for _ in range(rounds):
-        weight = 1 / (x - centre).norm(dim=1).clamp_min(1e-8)
-        total, weights = (weight[:, None] * x).sum(0), weight.sum()
+    centre = torch.zeros_like(x[0])
+    for round_ in range(rounds + 1):
+        total, weights = torch.zeros_like(x[0]), x.new_zeros(())
+        for part in x.split(PART):  # or the differences would be as large as the sample
+            # From the mean.
+            weight = 1 / (part - centre).norm(dim=1).clamp_min(1e-8) if round_ else x.new_ones(len(part))
+            total += weight @ part
+            weights += weight.sum()
         ranks.sum(total, weights)
         centre = total / weights
     return centre

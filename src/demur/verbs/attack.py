@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.table import Table
 
 from demur import runs
 from demur.config import locate
@@ -19,14 +18,13 @@ from demur.evaluation.attacks.gcg import GCGSettings
 from demur.evaluation.attacks.recovery import RecoverySettings
 from demur.evaluation.attacks.run import Plan, fight
 from demur.evaluation.attacks.scripts import load_scripts, pairs_of
-from demur.evaluation.attacks.success import AttackResult
 from demur.evaluation.attacks.wrappers import load_wrappers, wrapped
 from demur.evaluation.judging.judges import JudgeSettings, open_judge
 from demur.evaluation.runner import EvaluationSettings
 from demur.models.load import ModelSettings, load
 from demur.records import Policy, Prompt, PromptSet, evenly
 from demur.steering.policies import NONE, find_policy, load_saes
-from demur.verbs.evaluate import log_and_count
+from demur.verbs.evaluate import attacks_table, log_and_count
 from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
 
 DEFAULTS = EvaluationSettings(quality=False)
@@ -178,40 +176,3 @@ def _sets(
 
 def _goals(files: Sequence[Path], split: Split, n: int) -> list[Prompt]:
     return evenly(load_prompts(list(files), split).where(label="harmful").rows, n)
-
-
-def attacks_table(won: Sequence[AttackResult]) -> Table:
-    """Attacks down, policies across: what was won, and of that the share that the policy takes from the plain model."""
-    policies = list(dict.fromkeys(r.policy for r in won))
-    table = Table(title="Not refused, with 95 % intervals", title_justify="left", caption_justify="left")
-    for column in ("attack", "family", "label"):
-        table.add_column(column)
-    table.add_column("n", justify="right")
-    for name in policies:
-        table.add_column(name, justify="right")
-    last = ""
-    for key in dict.fromkeys((r.attack, r.family, r.label, r.control) for r in won):
-        if last and key[0] != last:
-            table.add_section()
-        last = key[0]
-        cells = {r.policy: r for r in won if (r.attack, r.family, r.label, r.control) == key}
-        n = max(r.n for r in cells.values())
-        family = f"({key[1]})" if key[3] else key[1]
-        table.add_row(key[0], family, key[2], str(n), *(_cell(cells.get(name)) for name in policies))
-    broken = ", ".join(f"{p} {sum(r.degenerate for r in won if r.policy == p and not r.control)}" for p in policies)
-    table.caption = (
-        "beneath: the share of the plain model's that the policy takes away, and in how many cases it acted; families in "
-        f"brackets are controls; of benign cases, not refused is as it should be; degenerate replies among those: {broken}"
-    )
-    return table
-
-
-def _cell(r: AttackResult | None) -> str:
-    if r is None or r.success is None:
-        return "-"
-    lines = [f"{100 * r.success.rate:.1f} % [{100 * r.success.low:.1f}, {100 * r.success.high:.1f}]"]
-    if r.cut is not None:
-        lines.append(f"cut {100 * r.cut.share:.0f} % [{100 * r.cut.low:.0f}, {100 * r.cut.high:.0f}], acted {r.opened}")
-    if r.refused_before is not None and r.refused_before.k:
-        lines.append(f"refused before the end: {r.refused_before.k}")
-    return "\n".join(lines)

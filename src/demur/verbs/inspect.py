@@ -8,10 +8,11 @@ from demur.data.sets import named_set
 from demur.data.tables import SUFFIXES, load_table, parse_columns
 from demur.errors import FileError
 from demur.files import nearest, read_json
-from demur.records import FeatureSet, Gate, Policy
+from demur.records import FeatureSet, Policy
 from demur.runs import MANIFEST
 from demur.sae.exchange.foreign import Foreign, even, norms_of
 from demur.sae.exchange.formats import DEMUR, format_of, open_sae, read_foreign
+from demur.steering.describe import in_words
 from demur.verbs.find import features_table, held_out_table
 from demur.verbs.output import drawn, show
 from demur.verbs.sets import described
@@ -105,41 +106,3 @@ def _foreign(theirs: Foreign) -> tuple[dict[str, Any], str]:
         lines.append(f"  hash {body['hash']}, as demur opens it")
         lines.append(f"next: demur find --sae {theirs.path}")
     return body, "\n".join(lines)
-
-
-WHERE = {
-    "reply": "the reply",
-    "user": "the user's words and the reply",
-    "prompt": "the whole prompt",
-    "all": "every word of the talk",
-}
-
-
-def in_words(policy: Policy) -> list[str]:
-    """A policy as sentences."""
-    lines = [f"policy {policy.name} ({policy.hash}), for {policy.model or 'any model'}", f"  {policy.about}"]
-    if policy.system:
-        lines.append(f"  It puts this system prompt before every conversation: {policy.system!r}")
-    if isinstance(policy.gate, Gate):
-        g = policy.gate
-        lines.append(
-            f"  It acts when {len(g.features)} features read on the prompt at {g.site} ({g.pooling} over tokens), "
-            f"weighted and summed, reach {g.threshold:.2f}."
-        )
-    elif policy.gate is not None:
-        c = policy.gate
-        lines.append(f"  It acts when the prompt's mean at {c.site} lies along {c.vector} ({c.threshold:.3f}).")
-    elif policy.acts:
-        lines.append("  It has no gate: it acts on every prompt.")
-    if policy.is_plain:
-        lines.append("  It does nothing.")
-    for i in policy.interventions:
-        what = [f"{e.operation} feature {e.feature} ({e.value:.1f})" for e in i.edits]
-        what += [f"{p.operation} {p.vector} ({p.value:.2f})" for p in i.pushes]
-        what += [] if i.keep_error else ["what the SAE does not reconstruct is left out"]
-        lines.append(f"  At {i.site}, on {WHERE[i.positions]}: {', '.join(what)}.")
-    if policy.canned:
-        lines.append(f"  Its reply is a fixed text: {policy.canned!r}")
-    for kind, rate in policy.receipt.get("gate", {}).items():
-        lines.append(f"  validation, {kind}: gate open on {100 * rate['rate']:.1f} % of {rate['n']}")
-    return lines

@@ -43,7 +43,7 @@ def train_verb(
     demur train -c configs/smollm2-sae.toml --site 20.resid_post
     demur train -c configs/smollm2-sae.toml --site 10.resid_post --site 14.resid_post
     demur train -c configs/phi3-mini.toml --dry-run --gpu H100
-    torchrun --nproc-per-node 8 -m demur train -c configs/phi3-mini.toml
+    torchrun --nproc-per-node 8 -m -- demur train -c configs/phi3-mini.toml
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from demur.records import Edit, Gate, Intervention, Policy, Transcript, Verdict
+from demur.records import Edit, FeatureSensor, Gate, Intervention, Policy, Transcript, Verdict
 from demur.sae.sae import SAE, SAEConfig
 from tests.planted.test_planted_refusal import REFUSAL, planted
 
@@ -31,7 +31,8 @@ def world(threshold: float = 0.45, value: float = 4.0):
         config = SAEConfig(d_model=64, d_sae=64, k=64, site=site, model=lm.name, model_hash=lm.hash)
         return SAE(config, axes.clone(), torch.zeros(64), axes.clone(), torch.zeros(64))
 
-    gate = Gate(site=GATE, features=(REFUSAL,), weights=(1.0,), bias=0.0, threshold=threshold, pooling="last")
+    sensor = FeatureSensor(site=GATE, features=(REFUSAL,), weights=(1.0,), pooling="last")
+    gate = Gate(sensor=sensor, threshold=threshold)
     act = Intervention(site=ACT, edits=(Edit(feature=REFUSAL, operation="clamp", value=value),))
     policy = Policy(name="gated", model_hash=lm.hash, gate=gate, interventions=(act,))
     return lm, {GATE: sae(GATE), ACT: sae(ACT)}, policy

@@ -124,12 +124,14 @@ def fight(monkeypatch):
 def test_a_planted_gate_is_shut_by_the_suffix_and_the_model_complies(fight, tmp_path):
     attacked, alone = fight(tmp_path / "gcg")
     transcripts = [*attacked, *alone]
-    rows = {(r.family, r.policy): r for r in results(list(zip(transcripts, Letter().judge(transcripts), strict=True)))}
+    judged = list(zip(transcripts, Letter().judge(transcripts), strict=True))
+    rows = {(r.family, r.policy): r for r in results(judged, gcg.read_searches(tmp_path / "gcg"))}
     before, after = rows["request alone", "gated"], rows["against gated", "gated"]
     assert before.success is not None and after.success is not None
     assert (before.success.k, before.opened) == (0, 2)
     assert (after.success.k, after.opened) == (2, 0)
     assert before.control and not after.control
+    assert after.figures["gate after"] < 0 < after.figures["gate before"]
     assert rows["against gated", "none"].n == 2  # the plain model always stands beside
     for line in read_jsonl(tmp_path / "gcg" / gcg.FOUND):
         assert line["gate"][0] > 0 > line["gate"][1]

@@ -19,6 +19,7 @@ from demur.evaluation.attacks.recovery import (
     bounded,
     defended,
     fit,
+    read_fits,
     results,
     site_of,
 )
@@ -126,15 +127,15 @@ def fight(tmp_path_factory):
     return go
 
 
-def rows_of(found):
+def rows_of(target, found):
     transcripts = [*found[0], *found[1]]
-    made = results(list(zip(transcripts, Letter().judge(transcripts), strict=True)))
+    made = results(list(zip(transcripts, Letter().judge(transcripts), strict=True)), read_fits(target.folder))
     return {(r.family, r.policy): r for r in made}
 
 
 def test_a_planted_refusal_is_undone_beside_the_clamped_feature(fight):
     target, policy, found = fight(3.0)
-    rows = rows_of(found)
+    rows = rows_of(target, found)
     # The third prompt the plain model refuses itself: there is nothing to be had back.
     assert rows[NAME, "gated"].n == 2
     assert rows[NAME, "gated"].success.k == 2
@@ -143,6 +144,7 @@ def test_a_planted_refusal_is_undone_beside_the_clamped_feature(fight):
     assert rows[ALONE, "gated"].success.k == 0
     assert rows[ALONE, "gated"].n == 3
     assert rows[RANDOM, "gated"].success.k == 0
+    assert 0 < rows[NAME, "gated"].figures["norm"] <= 3.001
     # Here the SAE sees every axis of the stream, so nothing of the perturbation is left to it.
     assert rows[UNSEEN, "gated"].success.k == 0
     deltas = load_file(target.folder / f"{policy.hash}.safetensors")
@@ -153,8 +155,8 @@ def test_a_planted_refusal_is_undone_beside_the_clamped_feature(fight):
 
 
 def test_within_a_narrow_bound_it_is_not(fight):
-    _, _, found = fight(0.02, "narrow")
-    assert rows_of(found)[NAME, "gated"].cut.share == 1
+    target, _, found = fight(0.02, "narrow")
+    assert rows_of(target, found)[NAME, "gated"].cut.share == 1
 
 
 def test_what_is_fitted_is_not_fitted_again(fight, monkeypatch):

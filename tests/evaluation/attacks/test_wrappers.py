@@ -80,6 +80,15 @@ def test_each_family_gets_as_many_with_requests_and_wrappers_in_turn():
     assert all(r.source is None for r in every.rows)
 
 
+def test_requests_with_wrappers_of_their_own_get_no_others():
+    wrappers = [
+        Wrapper(id="attack", family="a", template="{request}!"),
+        Wrapper(id="kind", family="a", template="{request}, please", label="benign"),
+    ]
+    made = wrapped(ROWS, wrappers, 3)
+    assert {(r.label, r.id.split("/")[0]) for r in made.rows} == {("harmful", "attack"), ("benign", "kind")}
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -114,8 +115,8 @@ def gate_margin(session: Session) -> Float[Tensor, " rows"] | None:
     """
     found = None
     for plan in session.plans:
-        if plan.gate is not None and plan.policy.gate is not None:
-            margin = torch.where(plan.rows, plan.gate.scores() - plan.policy.gate.threshold, 0.0)
+        if plan.gate is not None:
+            margin = torch.where(plan.rows, plan.gate.margins(), 0.0)
             found = margin if found is None else found + margin
     return found
 
@@ -306,7 +307,7 @@ def attack(
     """
     target.folder.mkdir(parents=True, exist_ok=True)
     path: Path = target.folder / FOUND
-    done = {(s.policy_hash, s.id): s for s in (Search.model_validate(row) for row in whole_lines(path))}
+    done = {(s.policy_hash, s.id): s for s in read_searches(target.folder)}
     attacked, alone, among = [], [], readable(target.lm)
     for policy in policies:
         alone += target.answer(policy, ALONE, goals)
@@ -336,11 +337,30 @@ def _with_suffix(row: Prompt, suffix: str) -> Prompt:
     return row.model_copy(update=about)
 
 
-def results(judged: Sequence[Judged]) -> list[AttackResult]:
+def read_searches(folder: Path) -> list[Search]:
+    """The searches of a run."""
+    return [Search.model_validate(row) for row in whole_lines(folder / FOUND)]
+
+
+def results(judged: Sequence[Judged], searches: Sequence[Search]) -> list[AttackResult]:
     """By the policy that the suffixes were searched against, then the requests alone."""
     sets: dict[str, list[Judged]] = {}
     for t, v in judged:
         sets.setdefault(t.set, []).append((t, v))
     alone = sets.pop(ALONE, [])
-    found = [r for name, pairs in sets.items() for r in measured(NAME, name.removeprefix("gcg "), pairs)]
+    found = [
+        r.model_copy(update={"figures": _figures([s for s in searches if s.policy_hash == r.policy_hash])})
+        for name, pairs in sets.items()
+        for r in measured(NAME, name.removeprefix("gcg "), pairs)
+    ]
     return [*found, *measured(NAME, "request alone", alone, control=True)]
+
+
+def _figures(searches: Sequence[Search]) -> dict[str, float]:
+    if not searches:
+        return {}
+    gates = [s.gate for s in searches if s.gate is not None]
+    found = {"steps": fmean(s.steps for s in searches), "seconds": fmean(s.seconds for s in searches)}
+    if gates:
+        found |= {"gate before": fmean(g[0] for g in gates), "gate after": fmean(g[1] for g in gates)}
+    return found

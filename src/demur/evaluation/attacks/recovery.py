@@ -25,6 +25,7 @@ prompt does that, and what it shows is what clamping does not remove, not what a
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -174,7 +175,7 @@ def fit(
 
     with torch.no_grad():
         before, stream = nats(delta)
-    span = stream.shape[1]  # no longer than the words
+    moved, span = stream, stream.shape[1]  # no longer than the words
     most = settings.recovery_norm * stream.norm(dim=-1)
     u, best, after = delta[:, :span].clone(), delta[:, :span].clone(), before
     for step in range(settings.recovery_steps + 1):
@@ -261,7 +262,10 @@ def attack(
         rows = [row for row in prompts if row.id in refused & answered.keys()]
         deltas = _fitted(target, policy, rows, answered, settings)
         site = site_of(policy, settings)
-        arms = {NAME: (deltas, None), f"{NAME}, {RANDOM}": (_random(target, policy, deltas), None)}
+        arms: dict[str, tuple[dict[str, Tensor], SAE | None]] = {
+            NAME: (deltas, None),
+            f"{NAME}, {RANDOM}": (_random(target, policy, deltas), None),
+        }
         if (sae := target.saes.get(site)) is not None:
             arms[f"{NAME}, {UNSEEN}"] = (deltas, sae)
         for name, (vectors, unseen_by) in arms.items():
@@ -322,12 +326,28 @@ def _random(target: Target, policy: Policy, deltas: Mapping[str, Tensor]) -> dic
     return found
 
 
-def results(judged: Sequence[Judged]) -> list[AttackResult]:
+def read_fits(folder: Path) -> list[Fit]:
+    """The perturbations of a run."""
+    return [Fit.model_validate(row) for row in whole_lines(folder / FITS)]
+
+
+def results(judged: Sequence[Judged], fits: Sequence[Fit]) -> list[AttackResult]:
     """The attack, then its controls."""
     sets: dict[str, list[Judged]] = {}
     for t, v in judged:
         sets.setdefault(t.set, []).append((t, v))
-    found = measured(NAME, NAME, sets.pop(NAME, []))
+    found = [
+        r.model_copy(update={"figures": _figures([f for f in fits if f.policy_hash == r.policy_hash])})
+        for r in measured(NAME, NAME, sets.pop(NAME, []))
+    ]
     return found + [
         r for name, pairs in sets.items() for r in measured(NAME, name.removeprefix(f"{NAME}, "), pairs, control=True)
     ]
+
+
+def _figures(fits: Sequence[Fit]) -> dict[str, float]:
+    if not fits:
+        return {}
+    drifts = [f.drift for f in fits if f.drift is not None]
+    found = {"norm": fmean(f.norm for f in fits)} | ({"drift": fmean(drifts)} if drifts else {})
+    return found | {"nats before": fmean(f.nats[0] for f in fits), "nats after": fmean(f.nats[1] for f in fits)}

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from demur.evaluation.attacks.scripts import Script
 from demur.evaluation.attacks.success import AttackResult, Judged, by_family
 from demur.evaluation.judging.judges import Judge
 from demur.evaluation.runner import (
+    TRANSCRIPTS,
     VERDICTS,
     EvaluationSettings,
     Findings,
@@ -30,6 +32,9 @@ from demur.evaluation.runner import (
     headline_verdicts,
     judge_all,
     keep,
+    key_of,
+    named,
+    read_transcripts,
     respond,
 )
 from demur.files import read_json, read_jsonl, write_json
@@ -103,7 +108,7 @@ def fight(
     fought = []
     for name, prompts in plan.sets.items():
         heard = respond(lm, saes, policies, [_unsourced(prompts)], settings, folder)
-        fought.append(Fought(heard, lambda judged, name=name: by_family(name, judged)))
+        fought.append(Fought(heard, partial(by_family, name)))
 
     def target(name: str) -> Target:
         return Target(lm, saes, settings, folder / name)
@@ -119,16 +124,18 @@ def fight(
     if plan.gcg is not None:
         where = target("gcg")
         last, beside = gcg.attack(where, policies, plan.gcg[0], judges[0], plan.gcg[1])
-        fought.append(Fought(last, gcg.results, beside, where.folder))
+        results = partial(gcg.results, searches=gcg.read_searches(where.folder))
+        fought.append(Fought(last, results, beside, where.folder))
     if plan.recovery is not None:
         where = target("recovery")
         last, beside = recovery.attack(where, policies, plan.recovery[0], judges[0], plan.recovery[1])
-        fought.append(Fought(last, recovery.results, beside, where.folder))
+        results = partial(recovery.results, fits=recovery.read_fits(where.folder))
+        fought.append(Fought(last, results, beside, where.folder))
     return _judged(lm, fought, judges, settings, folder)
 
 
 def _conversations(name: str, where: Target, found: conversations.Conversations) -> Fought:
-    return Fought(found.last, lambda judged: conversations.results(name, found, judged), found.beside, where.folder)
+    return Fought(found.last, partial(conversations.results, name, found), found.beside, where.folder)
 
 
 def _unsourced(prompts: PromptSet) -> PromptSet:
@@ -167,10 +174,18 @@ def read_attacks(folder: Path) -> list[AttackResult]:
     return [AttackResult.model_validate(row) for row in read_json(path)] if path.is_file() else []
 
 
-def families_of(transcripts: Sequence[Transcript], verdicts: Sequence[Verdict]) -> list[AttackResult]:
-    """What was won by the rows of a plain evaluation that have a family, set by set."""
-    sets: dict[str, list[Judged]] = {}
-    for t, v in zip(transcripts, verdicts, strict=True):
-        if t.family:
-            sets.setdefault(t.set, []).append((t, v))
-    return [r for name, judged in sets.items() for r in by_family(name, judged)]
+def families_won(
+    folder: Path, policies: Sequence[Policy], sets: Sequence[PromptSet], judges: Sequence[Judge]
+) -> list[AttackResult]:
+    """What was won by the rows of a plain evaluation that have a family, set by set; written where there are any."""
+    asked = {(p.name, name, row.id) for p in policies for s in sets for name, row in named(s) if row.family}
+    if not asked:
+        return []
+    rows = [t for t in read_transcripts(folder / TRANSCRIPTS) if key_of(t) in asked]
+    verdicts = [Verdict.model_validate(row) for row in read_jsonl(folder / VERDICTS)]
+    found: dict[str, list[Judged]] = {}
+    for t, v in zip(rows, headline_verdicts(rows, verdicts, judges), strict=True):
+        found.setdefault(t.set, []).append((t, v))
+    won = [r for name, judged in found.items() for r in by_family(name, judged)]
+    write_attacks(folder, won)
+    return won

@@ -2,7 +2,8 @@
 
 A file of wrappers is JSONL with `id`, `family`, and a `template` with the slot `{request}`, or the name of a
 `transform`, or both (the request is transformed, then put into the slot). `system` is a system prompt that goes with
-it; `label` says that only requests of that label are wrapped so.
+it; `label` says that only requests of that label are wrapped so. Where a family has wrappers for a label of its own (the
+harmless ones that look like its attacks), requests of that label get no others.
 """
 
 import base64
@@ -131,7 +132,8 @@ def wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], n: int, name: str =
     for family in dict.fromkeys(w.family for w in wrappers):
         for label in dict.fromkeys(row.label for row in prompts.rows):
             asked = [row for row in prompts.rows if row.label == label]
-            ours = [w for w in wrappers if w.family == family and w.label in (None, label)]
+            fitting = [w for w in wrappers if w.family == family and w.label in (None, label)]
+            ours = [w for w in fitting if w.label == label] or fitting
             most = min(n, len(asked) * len(ours))
             for i in range(most):
                 # Where there are fewer requests than wanted, each comes again with another wrapper.
