@@ -25,6 +25,8 @@ from demur.sae.sae import SAE
 
 REPLY = 48
 """First tokens of a reply that are read: a refusal is one by then."""
+FEW = 10
+"""Replies of one source and label below which their area says little."""
 SPANS = (1, 4, 16, 64)
 """Numbers of decoder rows in whose span a direction is sought."""
 DRAWS = 32
@@ -140,14 +142,15 @@ def coded(bench: Bench, reply: str) -> list[int]:
 
 
 def said(bench: Bench, rows: Sequence[Mapping[str, str]], per_source: int) -> Said:
-    """Replies that people call refusals or compliance, at most `per_source` of each source and label; others are left
-    out: what is partial or broken is neither.
+    """Replies that people call refusals or compliance, at most `per_source` of each source and label.
+
+    Others are left out, since what is partial or broken is neither; and so are sources with few of a label, of that label.
     """
     kept: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in rows:
         if row["label"] in ("refusal", "compliance"):
             kept.setdefault((group_of(row), row["label"]), []).append(row)
-    chosen = [row for group in kept.values() for row in evenly(group, per_source)]
+    chosen = [row for group in kept.values() if len(group) >= FEW for row in evenly(group, per_source)]
     return Said(
         conversations=[(Message(role="user", content=row["prompt"]),) for row in chosen],
         replies=[coded(bench, row["reply"]) for row in chosen],

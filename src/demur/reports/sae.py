@@ -234,8 +234,8 @@ def _directions(found: Findings) -> Section:
         rows.append(row)
     about = (
         "A difference of means of the stream, against that of its reconstruction from the features that are active. Span: "
-        "the squared length that so many decoder rows, sought greedily, make up; beneath, of random directions. What an SAE "
-        "does not reconstruct, no gate can read and no clamp can write."
+        "the squared length that so many decoder rows, sought greedily, make up; beneath, of random directions. What the "
+        "reconstruction lacks, no gate of features can read."
     )
     chart = draw(sae_plots.spans(found.directions), "Share of each direction in the span of decoder rows.")
     names = [d.name for d in found.directions]

@@ -138,7 +138,7 @@ def _exact(low: float, high: float) -> alt.Scale:
 
 
 def _decades(value: str, first: int) -> str:
-    named = {0: "100 %", -1: "10 %", -2: "1 %"} | {d: f"{10.0 ** (d + 2):g} %" for d in range(first, -2)}
+    named = {0: "all", -1: "10 %", -2: "1 %"} | {d: f"{10.0 ** (d + 2):g} %" for d in range(first, -2)}
     return " : ".join([*(f"{value} == {d} ? '{text}'" for d, text in named.items()), "''"])
 
 
