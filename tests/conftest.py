@@ -9,7 +9,15 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The rooms that pass tensors about; records check themselves.
-ROOMS = ("models", "activations", "sae", "features", "steering", "evaluation.attacks.gcg", "evaluation.attacks.recovery")
+ROOMS = (
+    "models",
+    "activations",
+    "sae",
+    "features",
+    "steering",
+    "evaluation.attacks.gcg",
+    "evaluation.attacks.recovery",
+)
 install_import_hook([f"demur.{room}" for room in ROOMS], "beartype.beartype")
 
 SHARED = Path(os.environ.get("DEMUR_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -34,8 +34,8 @@ class Script(Record):
     @property
     def row(self) -> Prompt:
         """The script as a prompt, at its first turn."""
-        about = self.model_dump(exclude={"turns"}) | {"family": NAME}
-        return Prompt(**about, prompt=self.turns[0])
+        about = self.model_dump(exclude={"turns"}) | {"family": NAME, "prompt": self.turns[0]}
+        return Prompt.model_validate(about)
 
 
 def load_scripts(path: Path | None = None) -> list[Script]:

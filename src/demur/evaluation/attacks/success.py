@@ -157,15 +157,17 @@ def measured(
         groups.setdefault((t.label, t.policy, t.policy_hash), []).append((t, v))
     found = []
     for (label, policy, digest), pairs in groups.items():
-        plain = {
+        plain: dict[tuple[str, str], Outcome | None] = {
             (t.set, t.id): v.outcome
             for (other, _, hash_), rows in groups.items()
             if other == label and hash_ == NONE.hash
             for t, v in rows
         }
-        known = [(t, v.outcome) for t, v in pairs if v.outcome is not None]
+        known: list[tuple[Transcript, Outcome]] = [(t, v.outcome) for t, v in pairs if v.outcome is not None]
         clusters = [_cluster(t) for t, _ in known]
-        both = [(t, o, p) for t, o in known if (p := plain.get((t.set, t.id))) is not None]
+        both: list[tuple[Transcript, Outcome, Outcome]] = [
+            (t, o, p) for t, o in known if (p := plain.get((t.set, t.id))) is not None
+        ]
         earlier = [before[t.policy, t.id] for t, _ in known if (t.policy, t.id) in before] if before else []
         found.append(
             AttackResult(
