@@ -16,18 +16,17 @@ from demur.evaluation.attacks.crescendo import CrescendoSettings
 from demur.evaluation.attacks.families import per_family as sampled
 from demur.evaluation.attacks.gcg import GCGSettings
 from demur.evaluation.attacks.recovery import RecoverySettings
-from demur.evaluation.attacks.run import Plan, fight
+from demur.evaluation.attacks.run import AttackSettings, Plan, fight
 from demur.evaluation.attacks.scripts import load_scripts, pairs_of
 from demur.evaluation.attacks.wrappers import load_wrappers, wrapped
 from demur.evaluation.judging.judges import JudgeSettings, open_judge
-from demur.evaluation.runner import EvaluationSettings
 from demur.models.load import ModelSettings, load
 from demur.records import Policy, Prompt, PromptSet, evenly
 from demur.steering.policies import NONE, find_policy, load_saes
 from demur.verbs.evaluate import attacks_table, log_and_count
 from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
 
-DEFAULTS = EvaluationSettings(quality=False)
+DEFAULTS = AttackSettings()
 DEFAULT_JUDGING, DEFAULT_ATTACKER = JudgeSettings(), AttackerSettings()
 DEFAULT_CRESCENDO, DEFAULT_GCG, DEFAULT_RECOVERY = CrescendoSettings(), GCGSettings(), RecoverySettings()
 
@@ -53,7 +52,7 @@ def attack_verb(
     residual: Annotated[RecoverySettings, Parameter(name="*")] = DEFAULT_RECOVERY,
     sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
-    settings: Annotated[EvaluationSettings, Parameter(name="*")] = DEFAULTS,
+    settings: Annotated[AttackSettings, Parameter(name="*")] = DEFAULTS,
     run: Path | None = None,
     json: bool = False,
 ) -> Path:

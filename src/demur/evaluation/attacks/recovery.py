@@ -180,7 +180,7 @@ def fit(
     u, best, after = delta[:, :span].clone(), delta[:, :span].clone(), before
     for step in range(settings.recovery_steps + 1):
         u.requires_grad_()
-        loss, moved = nats(u)
+        loss, _ = nats(u)
         better = loss.detach() < after
         best[better], after = u.detach()[better], torch.minimum(after, loss.detach())
         if step == settings.recovery_steps:
@@ -191,7 +191,7 @@ def fit(
             way = way / way.norm(dim=-1, keepdim=True).clamp_min(1e-12) * most[..., None]
             u = bounded(u.detach() - TRAVEL / settings.recovery_steps * way, basis, most)
     delta[:, :span] = best
-    drift = _drift(target.saes.get(site), policy, site, moved, best)
+    drift = _drift(target.saes.get(site), policy, site, stream, best)
     share = (best.norm(dim=-1) / stream.norm(dim=-1)).square().mean(1).sqrt()
     about = zip(rows, before.tolist(), after.tolist(), share.tolist(), drift, strict=True)
     whose = {"policy": policy.name, "policy_hash": policy.hash}

@@ -43,6 +43,15 @@ from demur.records import Policy, Prompt, PromptSet, Transcript, Verdict
 from demur.sae.sae import SAE
 
 ATTACKS = "attacks.json"
+
+
+class AttackSettings(EvaluationSettings):
+    """How replies to attacks are made."""
+
+    quality: bool = False
+    """Measure the words too; evaluations of plain prompts do."""
+
+
 Results = Callable[[Sequence[Judged]], list[AttackResult]]
 
 
