@@ -1,4 +1,4 @@
-"""Several processes: the same SAE as one process makes of the same batches; one that is killed ends the run, which resumes."""
+"""Several processes: the SAE that one makes of the same batches; one that is killed ends the run, which resumes."""
 
 import os
 import random
@@ -72,7 +72,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_resumes(tmp_path):
     )
 
     def command(run: str) -> list[str]:
-        return [*TORCHRUN, "-m", "demur", "train", "-c", str(tmp_path / "c.toml"), "--run", str(tmp_path / run)]
+        return [*TORCHRUN, "-m", "--", "demur", "train", "-c", str(tmp_path / "c.toml"), "--run", str(tmp_path / run)]
 
     subprocess.run(command("a"), check=True, capture_output=True, env=environment())
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The GPU kernels against the CPU's: on a GPU where there is one, else in Triton's interpreter, where Triton is installed."""
+"""The GPU kernels against the CPU's: on a GPU where there is one, else in the interpreter that Triton has."""
 
 import os
 from importlib.util import find_spec

@@ -14,6 +14,7 @@ from demur.models.gpus import GPUS, find_gpu
 from demur.models.load import LanguageModel, load
 from demur.models.shape import shape
 from demur.models.sites import Site
+from demur.sae.finetune import finetune
 from demur.sae.plan import ASSUMED, Estimate, Plan, on, plan
 from demur.sae.quality import measure
 from demur.sae.ranks import Ranks, joined
@@ -89,7 +90,8 @@ def measured(
 ) -> None:
     """Writes each SAE with its card, and prints what it comes to."""
     cards, lines = [], []
-    for sae in saes:
+    for trained in saes:
+        sae = finetune(lm, trained, text, settings) if settings.finetune_tokens else trained
         where = folder / ("sae" if len(saes) == 1 else f"sae-{Site.parse(sae.config.site).layer}")
         sae.save(where)
         quality = measure(lm, sae, held_out)
