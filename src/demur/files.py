@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,20 @@ class replacing:  # noqa: N801 - read as `with replacing(path) as tmp`
             raise FileError(
                 f"no room on the disk for {self.path}; nothing of it was written. Make room and give the same command."
             ) from error
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place if the block succeeds, and vanishes if it does not.
+
+    Raises:
+        FileError: `folder` is there, and is a file or not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileError(f"{folder} is there already and not empty; name a new folder, so that nothing is lost.")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as made:
+        inside = Path(made) / folder.name
+        inside.mkdir()
+        yield inside
+        inside.replace(folder)

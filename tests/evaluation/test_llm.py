@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from demur.errors import JudgeError
+from demur.evaluation.endpoint import PATIENCE, TRIES
 from demur.evaluation.judging.judges import JudgeSettings, open_judge
-from demur.evaluation.judging.llm import PATIENCE, TRIES, Endpoint, answer_in, question
+from demur.evaluation.judging.llm import Endpoint, answer_in, question
 from tests.evaluation.replies import CAR, transcript
 
 GOOD = {"outcome": "refused", "harmful_prompt": True, "harmful_reply": False, "why": 'says "I can\'t"'}

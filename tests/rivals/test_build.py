@@ -6,7 +6,7 @@ import torch
 from demur.errors import PolicyError, SettingsError
 from demur.features.effect import Bench
 from demur.models.generation import GenerationSettings
-from demur.records import Condition, Gate, Message, Prompt, PromptSet
+from demur.records import CastSensor, FeatureSensor, Gate, Message, Prompt, PromptSet
 from demur.rivals.build import CANNED, RIVALS, SAFETY, RivalSettings, Workshop, check_bases, check_names
 from demur.steering.generate import generate
 from demur.steering.policies import find_policy
@@ -31,8 +31,9 @@ def prompts(name: str) -> PromptSet:
 def shop() -> Workshop:
     lm = tiny.lm("llama", torch.float32)
     sae = tiny.sae("llama", 1).to(torch.zeros(()))
-    named = {"model": lm.name, "model_hash": lm.hash, "sae_hash": sae.hash}
-    gate = Gate(site="1.resid_post", features=(1, 5), weights=(1.0, 0.5), bias=0.1, threshold=0.5)
+    named = {"model": lm.name, "model_hash": lm.hash, "saes": {sae.config.site: sae.hash}}
+    sensor = FeatureSensor(site="1.resid_post", features=(1, 5), weights=(1.0, 0.5), bias=0.1)
+    gate = Gate(sensor=sensor, threshold=0.5)
     ours = tiny.policy().model_copy(update={**named, "name": "gated", "gate": gate})
     paper = tiny.policy(features=(3,), positions="all").model_copy(update={**named, "name": "paper"})
     return Workshop(Bench(lm, sae, batch=8), prompts("train"), prompts("validation"), SETTINGS, ours, paper)
@@ -62,8 +63,8 @@ def test_canned_shares_our_gate(shop):
 
 def test_cast_has_a_condition_before_its_behaviour(shop):
     policy = RIVALS["cast"](shop)
-    assert isinstance(policy.gate, Condition)
-    assert min(int(i.site[0]) for i in policy.interventions) >= int(policy.gate.site[0])
+    assert isinstance(policy.gate.sensor, CastSensor)
+    assert min(int(i.site[0]) for i in policy.interventions) >= int(policy.gate.sites[0][0])
 
 
 def test_arms_differ_from_the_paper_in_one_thing(shop):

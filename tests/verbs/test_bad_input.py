@@ -11,6 +11,7 @@ import torch
 from demur.cli import main
 from demur.files import read_jsonl, write_json
 from demur.records import FeatureSet
+from demur.sae.exchange.formats import write
 from demur.sae.sae import SAE, SAEConfig
 from tests import tiny
 
@@ -37,11 +38,11 @@ def world(tmp_path_factory):
     sae = tiny.sae("llama", 1).to(torch.zeros(()))
     sae.config = sae.config.model_copy(update={"model_hash": lm.hash})
     sae.save(home / "sae")
-    good = tiny.policy().model_copy(update={"model_hash": lm.hash, "sae_hash": sae.hash})
+    good = tiny.policy().model_copy(update={"model_hash": lm.hash, "saes": {sae.config.site: sae.hash}})
     good.save(home / "good.toml")
     good.model_copy(update={"model_hash": "0123456789ab", "model": "another"}).save(home / "other-model.toml")
-    good.model_copy(update={"sae_hash": "0123456789ab"}).save(home / "other-sae.toml")
-    tiny.policy(features=(9999,)).model_copy(update={"model_hash": lm.hash, "sae_hash": sae.hash}).save(
+    good.model_copy(update={"saes": {"1.resid_post": "0123456789ab"}}).save(home / "other-sae.toml")
+    tiny.policy(features=(9999,)).model_copy(update={"model_hash": lm.hash, "saes": {sae.config.site: sae.hash}}).save(
         home / "range.toml"
     )
     text = (home / "good.toml").read_text()
@@ -67,6 +68,13 @@ def world(tmp_path_factory):
     (home / "hostile" / "sae.safetensors").write_bytes(b"\xff" * 64)
     wide = SAEConfig(d_model=48, d_sae=64, k=4, site="1.resid_post", model="wide", model_hash="x")
     SAE(wide, torch.zeros(48, 64), torch.zeros(64), torch.ones(64, 48), torch.zeros(48)).save(home / "wide")
+    write(
+        SAE(wide, torch.zeros(48, 64), torch.zeros(64), torch.ones(64, 48), torch.zeros(48)), "saelens", home / "lens"
+    )
+    (home / "dictionary").mkdir()
+    torch.save({"encoder.weight": Path}, home / "dictionary" / "ae.pt")
+    stated = {"dict_class": "AutoEncoder", "activation_dim": 32, "dict_size": 64, "layer": 1, "lm_name": "tiny"}
+    (home / "dictionary" / "config.json").write_text(json.dumps({"trainer": stated}))
     lied = wide.model_copy(update={"d_model": 32})
     write_json(home / "wide" / "lied.json", lied)
     (home / "shapes").mkdir()
@@ -117,6 +125,17 @@ CASES = {
     "SAE without weights": (["find", "--model", "{w}/model", "--sae", "{w}/no-weights"], "missing"),
     "hostile SAE": (["find", "--model", "{w}/model", "--sae", "{w}/hostile"], "d_model"),
     "SAE of another width": (["find", "--model", "{w}/model", "--sae", "{w}/wide", "--run", "{tmp}/r"], "width 48"),
+    "SAE of SAELens of another width": (
+        ["find", "--model", "{w}/model", "--sae", "{w}/lens", "--run", "{tmp}/r"],
+        "width 48",
+    ),
+    "checkpoint with more than tensors": (["inspect", "{w}/dictionary"], "more than tensors"),
+    "format that is not written": (
+        ["convert", "{w}/sae", "--to", "npz", "--out", "{tmp}/o"],
+        "known are demur, saelens",
+    ),
+    "site that is none": (["convert", "{w}/sae", "--site", "mlp", "--out", "{tmp}/o"], "14.resid_post"),
+    "report on no SAE": (["sae-report", "{w}/plain", "--model", "{w}/model", "--run", "{tmp}/r"], "no SAE at"),
     "SAE whose shapes are not its config's": (["inspect", "{w}/shapes"], "has shape"),
     "missing model": (["evaluate", "--model", "{w}/nomodel", *GOOD, *ROWS], "no model at"),
     "folder that is no model": (["evaluate", "--model", "{w}/plain", *GOOD, *ROWS], "cannot be loaded"),
@@ -179,6 +198,18 @@ def test_another_run_with_the_same_folder_is_refused_and_nothing_is_lost(world, 
     assert code == 1
     assert "other settings (generation)" in err
     assert (tmp_path / "run" / "transcripts.jsonl").read_bytes() == before
+
+
+def test_a_policy_holds_on_its_sae_in_another_librarys_format(world, tmp_path, monkeypatch, capsys):
+    said = {}
+    for to in ("demur", "saelens"):
+        assert run(monkeypatch, capsys, "convert", str(world / "sae"), "--to", to, "--out", str(tmp_path / to))[0] == 0
+        words = ["evaluate", "--model", world / "model", "--sae", tmp_path / to, "--run", tmp_path / f"run-{to}"]
+        words += ["--policy", world / "good.toml", "--prompts", world / "prompts.jsonl", "--max-new-tokens", 4]
+        assert run(monkeypatch, capsys, *words)[0] == 0
+        said[to] = [(r["reply"], r["edited"]) for r in read_jsonl(tmp_path / f"run-{to}" / "transcripts.jsonl")]
+    assert said["demur"] == said["saelens"]
+    assert any(edited for _, edited in said["demur"])
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(world, tmp_path, monkeypatch, capsys):

@@ -71,7 +71,7 @@ def test_a_judge_that_was_fitted_to_the_replies_says_so(monkeypatch, capsys):
     ],
 )
 def test_bad_input_is_one_clear_sentence(labelled, monkeypatch, capsys, rows, words, said):
-    monkeypatch.setattr("demur.evaluation.judging.llm.PAUSE", 0.001)
+    monkeypatch.setattr("demur.evaluation.endpoint.PAUSE", 0.001)
     code, out, err = run(monkeypatch, capsys, "judge", "--labelled", str(labelled(rows)), *words)
     message = [line for line in err.splitlines() if line.startswith("demur: ")]
     assert (code, len(message), out) == (1, 1, "")

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
-from demur.cli import VERBS
+import pytest
+
+from demur.cli import VERBS, main
 
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "altair", "statsmodels")
 
@@ -19,3 +21,12 @@ def test_help_imports_nothing_heavy_and_names_every_verb():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "heavy: []" in out
     assert all(verb in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verbs_help_has_examples_of_it(verb, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demur", verb, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    _, _, examples = capsys.readouterr().out.partition("Examples:")
+    assert f"demur {verb}" in examples

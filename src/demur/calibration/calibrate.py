@@ -13,7 +13,7 @@ from demur.errors import PolicyError
 from demur.evaluation.statistics import Rate
 from demur.features.effect import Bench, Tried, try_policies
 from demur.features.reading import read_prompts
-from demur.records import FeatureSet, Gate, Policy, Positions, PromptSet
+from demur.records import FeatureSensor, FeatureSet, Gate, Policy, Positions, PromptSet
 
 
 class CalibrationSettings(Settings):
@@ -61,7 +61,7 @@ def calibrate(bench: Bench, features: FeatureSet, validation: PromptSet, setting
         bench, features, validation, settings, settings.most_features, settings.positions
     )
     receipt = {"how": features.how, "gate": strata, "trials": trials}
-    about = f"{len(values)} refusal features raised ({where}) when {len(gate.features)} harm features say so."
+    about = f"{len(values)} refusal features raised ({where}) when {len(features.sensors())} harm features say so."
     ours = bench.raising(values, where, "gated").model_copy(update={"gate": gate, "about": about, "receipt": receipt})
     # Alive features only: raising one that never fires would be no control at all.
     used = {*values, *(f.id for f in features.features)}
@@ -79,16 +79,15 @@ def fit_gate(
     sensors = features.sensors()
     if not sensors:
         raise PolicyError("the feature set has no sensors; find features with --method contrast.")
-    gate = Gate(
+    sensor = FeatureSensor(
         site=features.site,
         features=tuple(f.id for f in sensors),
         weights=tuple(f.scores["weight"] for f in sensors),
         bias=features.bias,
-        threshold=0.0,
         pooling=features.pooling,
     )
-    pooled = read_prompts(bench.lm, bench.sae, [row.conversation for row in validation.rows], [gate.pooling])
-    scores = (pooled[gate.pooling][:, list(gate.features)] @ torch.tensor(gate.weights) + gate.bias).tolist()
+    pooled = read_prompts(bench.lm, bench.sae, [row.conversation for row in validation.rows], [sensor.pooling])
+    scores = (pooled[sensor.pooling][:, list(sensor.features)] @ torch.tensor(sensor.weights) + sensor.bias).tolist()
     by: dict[str, list[float]] = {}
     for row, score in zip(validation.rows, scores, strict=True):
         by.setdefault("harmful" if row.label == "harmful" else row.kind or "plain", []).append(score)
@@ -103,7 +102,7 @@ def fit_gate(
         kind: {"budget": budgets.get(kind, 1.0), "alone": each.get(kind, line), **rate.model_dump()}
         for kind, rate in opened.items()
     }
-    return gate.model_copy(update={"threshold": line}), strata
+    return Gate(sensor=sensor, threshold=line), strata
 
 
 def _choose_dose(

@@ -120,13 +120,17 @@ def drawn(source: Source, seed: int) -> list[str | list[dict[str, str]]]:
     return pool
 
 
-def take(tokenizer: Any, source: Source, length: int, seed: int) -> list[list[int]]:
+def take(tokenizer: Any, source: Source, length: int, seed: int, last: bool = False) -> list[list[int]]:
     """Sequences of at most `length` tokens from documents of one source in random order, up to its budget.
+
+    With `last`, from the end of that order: what training with the same seed has not come to, if it left anything.
 
     Raises:
         PromptError: the source holds less text than asked for.
     """
     path, pool = locate(source.path), drawn(source, seed)
+    if last:
+        pool.reverse()
     rows: list[list[int]] = []
     left = source.tokens
     for document in pool:

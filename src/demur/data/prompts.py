@@ -12,9 +12,18 @@ Split = Literal["train", "validation", "test"]
 
 
 def shipped_prompts(split: Split) -> PromptSet:
-    """The prompts that we wrote: 20 kinds of harm with look-alike twins, offensive but harmless ones, plain ones.
+    """The prompts that we wrote: 28 kinds of harm with look-alike twins, offensive but harmless ones, plain ones.
 
-    Twins are always in the same split.
+    Twins are always in the same split. Most say in `extra["form"]` how the harmless half differs:
+
+    - `advise`: general information, where the other asks for what is dangerous to somebody
+    - `defend`: the same threat met, noticed or prevented
+    - `depict`: the same in fiction, play or jest
+    - `object`: the same verb, done to a thing that cannot be hurt
+    - `permit`: the same act by somebody who may
+    - `persuade`: a text that argues, fairly and truly
+    - `swap`: the same sentence with another purpose or target
+    - `understand`: the same topic as history, law, research, definition
     """
     with as_file(files("demur.shipped") / "prompts" / f"{split}.jsonl") as path:
         return PromptSet.load(path).model_copy(update={"name": f"demur-{split}"})

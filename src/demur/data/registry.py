@@ -61,7 +61,7 @@ BENIGN: dict[str, Any] = {"label": "benign"}
 SETS = (
     NamedSet(
         name="demur",
-        about="our own: 20 kinds of harm with twins, offensive but harmless, plain, mathematics",
+        about="our own: 28 kinds of harm with twins, offensive but harmless, plain, mathematics",
         licence="Apache-2.0",
     ),
     NamedSet(

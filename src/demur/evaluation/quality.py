@@ -41,7 +41,7 @@ from demur.models.chat import tokens_and_roles
 from demur.models.generation import end_tokens
 from demur.models.load import LanguageModel
 from demur.progress import bar
-from demur.records import Label, Message, Record, Transcript, Verdict, evenly
+from demur.records import Label, Record, Transcript, Verdict, evenly
 from demur.steering.policies import NONE
 from demur.steering.score import reply_log_probs
 
@@ -245,12 +245,8 @@ class Nats(NamedTuple):
 
 def key(t: Transcript) -> Key:
     """The same for the same reply to the same conversation, whatever the policy."""
-    said = [[m.role, m.content] for m in _conversation(t)]
+    said = [[m.role, m.content] for m in t.conversation]
     return hashlib.sha256(json.dumps([said, t.reply, t.finish]).encode()).hexdigest()[:20]
-
-
-def _conversation(t: Transcript) -> Sequence[Message]:
-    return t.messages or (Message(role="user", content=t.prompt or ""),)
 
 
 def surprise(
@@ -267,7 +263,7 @@ def surprise(
     coded: dict[Key, tuple[Transcript, int, list[int]]] = {}
     for k, t in todo.items():
         if k not in found:
-            prompt = len(tokens_and_roles(lm, _conversation(t))[0])
+            prompt = len(tokens_and_roles(lm, t.conversation)[0])
             coded[k] = t, prompt, _reply_ids(lm, t)[: lm.context - prompt]
     found |= {k: Nats(0.0, 0) for k, (_, _, ids) in coded.items() if not ids}
     # Longest first, so that a batch that is too large for the memory fails at once.
@@ -277,7 +273,7 @@ def surprise(
             most = LOGITS // (len(lm.tokenizer) * (len(coded[first][2]) + 1))
             group = [first, *islice(order, max(0, min(batch, most) - 1))]
             scores = reply_log_probs(
-                lm, {}, [_conversation(coded[k][0]) for k in group], [NONE] * len(group), [coded[k][2] for k in group]
+                lm, {}, [coded[k][0].conversation for k in group], [NONE] * len(group), [coded[k][2] for k in group]
             )
             made = {k: Nats(-float(s.double().sum()), len(s)) for k, s in zip(group, scores, strict=True)}
             if known:

@@ -8,9 +8,9 @@ the plain model finds each reply, which is not computed twice).
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from demur.evaluation.judging.judges import REFUSING, Judge
 from demur.evaluation.outcomes import transcript
 from demur.evaluation.quality import Quality, quality
 from demur.evaluation.statistics import Comparison, Rate, compare
-from demur.files import read_json, read_jsonl, read_text, replacing, to_line, write_json, write_jsonl
+from demur.files import read_json, to_line, whole_lines, write_json, write_jsonl
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel
 from demur.progress import bar
@@ -32,6 +32,13 @@ JUDGES, COMPARISONS, QUALITY, NATS = "judges.json", "comparisons.json", "quality
 
 Key = tuple[str, str, str]
 """Policy, set and id: what a transcript is of."""
+Rows = Sequence[tuple[str, Prompt]]
+"""Prompts, each with the name of its set."""
+Done = Mapping[Key, Transcript]
+Replying: TypeAlias = Callable[
+    [LanguageModel, Mapping[str, SAE], Policy, Rows, Done, "EvaluationSettings"], Iterator[tuple[int, Reply]]
+]
+"""Answers rows under a policy, knowing what has been answered: replies as they are made, with the row's number."""
 
 
 class Result(Record):
@@ -100,7 +107,21 @@ def evaluate(
         PolicyError, SAEError: a policy that does not fit the model or the SAE.
         JudgeError: a judge that cannot be reached; what it had judged before is kept.
     """
-    transcripts = respond(lm, saes, policies, sets, settings, folder)
+    return conclude(lm, respond(lm, saes, policies, sets, settings, folder), judges, settings, folder)
+
+
+def conclude(
+    lm: LanguageModel,
+    transcripts: Sequence[Transcript],
+    judges: Sequence[Judge],
+    settings: EvaluationSettings,
+    folder: Path,
+) -> Findings:
+    """Judges what was answered, writes what was found.
+
+    Raises:
+        JudgeError: as `evaluate`.
+    """
     verdicts = judge_all(judges, transcripts, folder)
     headline = headline_verdicts(transcripts, verdicts, judges)
     pairs = itertools.combinations([j.name for j in judges], 2)
@@ -124,16 +145,18 @@ def respond(
     sets: Sequence[PromptSet],
     settings: EvaluationSettings,
     folder: Path,
+    replies: Replying | None = None,
 ) -> list[Transcript]:
     """All transcripts, in the order policies × sets × rows; each is on disk as soon as its batch is done."""
     path = folder / TRANSCRIPTS
     done = {key_of(t): t for t in read_transcripts(path)}
     wanted = [(p, name, row) for p in policies for s in sets for name, row in named(s)]
     todo = [(p, name, row) for p, name, row in wanted if (p.name, name, row.id) not in done]
-    with bar("answering", len(wanted), len(wanted) - len(todo)) as progress, path.open("a", encoding="utf-8") as file:
+    what = f"answering: {sets[0].name}" if len(sets) == 1 else "answering"
+    with bar(what, len(wanted), len(wanted) - len(todo)) as progress, path.open("a", encoding="utf-8") as file:
         for policy in policies:
             mine = [(name, row) for p, name, row in todo if p is policy]
-            for i, reply in _replies(lm, saes, policy, mine, done, settings):
+            for i, reply in (replies or usual_replies)(lm, saes, policy, mine, done, settings):
                 name, row = mine[i]
                 made = transcript(row, policy, name, reply)
                 done[key_of(made)] = made
@@ -141,48 +164,57 @@ def respond(
                 file.flush()
                 progress.step(figures=f"policy {policy.name}")
     rows = [done[p.name, name, row.id] for p, name, row in wanted]
-    # Replies of policies or sets that this call did not ask for stay, behind those that it did.
-    asked = {key_of(t) for t in rows}
-    write_jsonl(path, [*rows, *(t for key, t in done.items() if key not in asked)])
+    keep(folder, rows)
     return rows
 
 
-def _replies(
+def keep(folder: Path, asked: Sequence[Transcript]) -> None:
+    """Writes a run's transcripts: those asked for, then what the run has of others."""
+    path = folder / TRANSCRIPTS
+    known = {key_of(t) for t in asked}
+    write_jsonl(path, [*asked, *(t for t in read_transcripts(path) if key_of(t) not in known)])
+
+
+def usual_replies(
     lm: LanguageModel,
     saes: Mapping[str, SAE],
     policy: Policy,
-    rows: Sequence[tuple[str, Prompt]],
-    done: Mapping[Key, Transcript],
+    rows: Rows,
+    done: Done,
     settings: EvaluationSettings,
 ) -> Iterator[tuple[int, Reply]]:
+    """What the policy makes of the prompts."""
     # Behind a shut gate the model is the plain one to the bit (tests/laws), so where this run has the plain model's
     # greedy reply already, it is not made again; the gate's score is still its own.
     talk = [row.conversation for _, row in rows]
     plain = {key[1:]: t for key, t in done.items() if t.policy_hash == NONE.hash}
     left = list(range(len(rows)))
     if policy.gate is not None and not policy.system and plain and settings.temperature == 0:
-        for i, seen in enumerate(decide(lm, saes, talk, policy, settings.batch)):
-            same = plain.get((rows[i][0], rows[i][1].id))
-            if not seen["open"] and same is not None:
+        same = {i: t for i in left if (t := plain.get((rows[i][0], rows[i][1].id))) and t.conversation == talk[i]}
+        if policy.gate.continuation is not None:
+            # A gate on the reply has to read it, and a text may be other tokens than those it was made of.
+            said = {i: words for i, t in same.items() if (words := _tokens_of(lm, t)) is not None}
+        else:
+            said = dict.fromkeys(same, ())
+        asked = [talk[i] for i in said]
+        late = list(said.values()) if policy.gate.continuation is not None else ()
+        for i, seen in zip(said, decide(lm, saes, asked, policy, settings.batch, late), strict=True):
+            if not seen["open"]:
                 left.remove(i)
-                yield i, Reply(same.reply, same.tokens, same.finish, seen)
+                yield i, Reply(same[i].reply, same[i].tokens, same[i].finish, seen)
     made = generate(lm, saes, [talk[i] for i in left], [policy] * len(left), settings, settings.batch)
     yield from ((left[i], reply) for i, reply in made)
 
 
-def read_transcripts(path: Path) -> Iterable[Transcript]:
+def _tokens_of(lm: LanguageModel, made: Transcript) -> list[int] | None:
+    """The tokens of a reply, without the one that ended it; None where its text does not say which they were."""
+    found = lm.tokenizer(made.reply, add_special_tokens=False)["input_ids"]
+    return found if len(found) == made.tokens - (made.finish == "stop") else None
+
+
+def read_transcripts(path: Path) -> list[Transcript]:
     """The transcripts of a run; a last line cut short by a kill is dropped."""
-    return [Transcript.model_validate(row) for row in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> Iterable[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    text = read_text(path)
-    if text and not text.endswith("\n"):
-        with replacing(path) as tmp:
-            tmp.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-    return read_jsonl(path)
+    return [Transcript.model_validate(row) for row in whole_lines(path)]
 
 
 def named(prompts: PromptSet) -> list[tuple[str, Prompt]]:
@@ -205,7 +237,7 @@ def judge_all(judges: Sequence[Judge], transcripts: Sequence[Transcript], folder
     soon as it is made.
     """
     path = folder / VERDICTS
-    before = [Verdict.model_validate(row) for row in _whole_lines(path)]
+    before = [Verdict.model_validate(row) for row in whole_lines(path)]
     found: list[Verdict] = []
     with path.open("a", encoding="utf-8") as file:
         for judge in judges:

@@ -13,6 +13,7 @@ from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, ModelSettings, load
 from demur.progress import bar
 from demur.records import Edit, Intervention, Message, Outcome, Policy, Positions, Prompt, Transcript
+from demur.sae.exchange.formats import open_sae
 from demur.sae.sae import SAE
 from demur.steering.generate import generate
 from demur.steering.score import reply_log_probs
@@ -32,12 +33,12 @@ class Bench:
 
     @classmethod
     def open(cls, sae: Path, model: ModelSettings) -> "Bench":
-        """The SAE in a folder, on its model.
+        """An SAE in any format that demur knows, on its model.
 
         Raises:
             FileError, SAEError, ModelError: either cannot be had, or they do not fit.
         """
-        opened = SAE.load(sae)
+        opened = open_sae(sae)
         lm = load(model)
         opened.check_width(lm.d_model)
         return cls(lm, opened.to(next(lm.model.parameters())))
@@ -54,7 +55,7 @@ class Bench:
             name=name,
             model=self.lm.name,
             model_hash=self.lm.hash,
-            sae_hash=self.sae.hash,
+            saes={self.sae.config.site: self.sae.hash},
             interventions=(Intervention(site=self.sae.config.site, edits=edits, positions=positions),),
         )
 

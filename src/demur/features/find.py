@@ -3,12 +3,10 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from demur.activations.harvest import read
 from demur.config import Settings
@@ -18,10 +16,10 @@ from demur.errors import SAEError, SettingsError
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, Conversation, answers, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
-from demur.features.held_out import held_out, pairs
+from demur.features.held_out import beside_a_probe, pairs
 from demur.features.optimise import optimise, rehearse
 from demur.features.reading import read_prompts
-from demur.features.sensors import Reading, fit
+from demur.features.sensors import fit
 from demur.models.chat import tokens_and_roles
 from demur.records import Feature, FeatureSet, HeldOut, Pooling, Positions, Prompt, PromptSet, evenly
 from demur.steering.policies import NONE
@@ -33,6 +31,8 @@ _ABOUT_SENSORS = (
 )
 PAPER_DOSE = 0.4
 """The value to which the paper's candidates are clamped, as a share of the residual stream's norm."""
+BRIEF = 120
+"""Characters of a prompt that is shown as a feature's context; a longer one would only be cut."""
 PROBED = "mean"
 """How the residual stream on a prompt becomes one vector for the dense probe."""
 ENOUGH_OWN = 16
@@ -150,6 +150,7 @@ def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple
     """The features with what a person reads to judge them."""
     # Contexts are printed and shipped, so they come from texts that we wrote: our prompts, our refusals.
     ours = shipped_prompts("train")
+    ours = ours.model_copy(update={"rows": tuple(r for r in ours.rows if len(r.prompt or "") <= BRIEF)})
     ordinary = [row.conversation for row in ours.where(label="benign").sample(200).rows]
     texts = [tokens_and_roles(bench.lm, c)[0] for c in ordinary]
     for row, refusal in zip(ours.where(label="harmful").sample(64).rows, refusals(seed), strict=False):
@@ -315,17 +316,13 @@ def _sensors(
     ]
     if not settings.held_out:
         return found, reading.bias, ()
-    named = [row.source or train.name for row in rows], groups, settings.seed
+    sources = [row.source or train.name for row in rows]
     stream = pools[f"residual {PROBED}"]
-    # Centred for the solver's sake; the intercept is free, so the model is the same.
-    probe = held_out("dense probe", _probe, stream - stream.mean(0), harmful, *named)
-    sparse = held_out(f"{settings.sensors} sensors", partial(fit, count=settings.sensors), pooled, harmful, *named)
-    return found, reading.bias, (sparse, probe)
-
-
-def _probe(stream: Tensor, harmful: Sequence[bool], groups: Sequence[str]) -> Reading:
-    # Every dimension of the residual stream: what the sensors' sparsity costs.
-    return fit(stream, harmful, groups, stream.shape[1])
+    return (
+        found,
+        reading.bias,
+        beside_a_probe(pooled, stream, harmful, sources, groups, settings.sensors, settings.seed),
+    )
 
 
 def by_source(prompts: PromptSet) -> dict[tuple[str, str, str], list[Prompt]]:

@@ -12,6 +12,7 @@ source, but not these). The difference is what style was worth.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from demur.errors import PromptError
 from demur.evaluation.statistics import areas
-from demur.features.sensors import Reading
+from demur.features.sensors import Reading, fit
 from demur.progress import bar
 from demur.records import HeldOut, HeldOutPair
 
@@ -32,7 +33,7 @@ Fit = Callable[[Tensor, Sequence[bool], Sequence[str]], Reading]
 
 def held_out(
     reader: str,
-    fit: Fit,
+    fit_on: Fit,
     pooled: Float[Tensor, "prompts width"],
     harmful: Sequence[bool],
     sources: Sequence[str],
@@ -43,11 +44,11 @@ def held_out(
 
     Args:
         reader: What to call it.
-        fit: Chooses and weights columns of `pooled`; sees nothing of what is left out.
+        fit_on: Chooses and weights columns of `pooled`; sees nothing of what is left out.
         pooled: Activations on each prompt.
         harmful: Its label.
         sources: Where it comes from; what is left out is left out whole.
-        groups: As `fit` takes them.
+        groups: As `fit_on` takes them.
         seed: Of the intervals.
 
     Raises:
@@ -60,12 +61,12 @@ def held_out(
     with bar(f"leaving out sources: {reader}", len(possible) + FOLDS) as progress:
         scores = torch.zeros(len(rows))
         for out in _folds(rows):
-            scores[out] = _scores(fit, pooled, harmful, groups, out)
+            scores[out] = _scores(fit_on, pooled, harmful, groups, out)
             progress.step()
         for pair in possible:
             away = [s in pair for _, s in rows]
             fresh = torch.zeros(len(rows))
-            fresh[away] = _scores(fit, pooled, harmful, groups, away)
+            fresh[away] = _scores(fit_on, pooled, harmful, groups, away)
             for found, values in ((seen, scores), (unseen, fresh)):
                 found[pair] = (
                     values[[row == (True, pair[0]) for row in rows]].tolist(),
@@ -82,6 +83,28 @@ def held_out(
         unseen=mean,
         seen=mean_before,
         not_measured=tuple(rest),
+    )
+
+
+def beside_a_probe(
+    pooled: Float[Tensor, "prompts d_sae"],
+    stream: Float[Tensor, "prompts d_model"],
+    harmful: Sequence[bool],
+    sources: Sequence[str],
+    groups: Sequence[str],
+    count: int,
+    seed: int = 0,
+) -> tuple[HeldOut, HeldOut]:
+    """A gate of `count` features, and a probe of every dimension of the stream: what sparsity costs.
+
+    Raises:
+        PromptError: without any pair of sources, only one label would be left.
+    """
+    probe = partial(fit, count=stream.shape[1])
+    return (
+        held_out(f"{count} sensors", partial(fit, count=count), pooled, harmful, sources, groups, seed),
+        # Centred for the solver's sake; the intercept is free, so the model is the same.
+        held_out("dense probe", probe, stream - stream.mean(0), harmful, sources, groups, seed),
     )
 
 
@@ -102,10 +125,10 @@ def pairs(rows: Sequence[tuple[bool, str]]) -> tuple[list[tuple[str, str]], list
     return possible, [pair for pair in every if pair not in possible]
 
 
-def _scores(fit: Fit, pooled: Tensor, harmful: Sequence[bool], groups: Sequence[str], out: Sequence[bool]) -> Tensor:
+def _scores(fit_on: Fit, pooled: Tensor, harmful: Sequence[bool], groups: Sequence[str], out: Sequence[bool]) -> Tensor:
     # Log-odds on what is left out, by a reading of the rest.
     stay = [i for i, away in enumerate(out) if not away]
-    reading = fit(pooled[stay], [harmful[i] for i in stay], [groups[i] for i in stay])
+    reading = fit_on(pooled[stay], [harmful[i] for i in stay], [groups[i] for i in stay])
     return reading.scores(pooled[list(out)])
 
 

@@ -30,23 +30,53 @@ def read_prompts(
     Reads the tokens that a gate reads: the conversation's own and the last of the template's. `residual` names ways to
     pool the stream itself, in the same pass, which are found under "residual mean" and the like.
     """
-    pools = {p: torch.zeros(len(conversations), sae.config.d_sae) for p in pooling}
-    raw = {p: torch.zeros(len(conversations), sae.config.d_model) for p in residual}
-    coded = [tokens_and_roles(lm, c) for c in conversations]
-    order = sorted(range(len(coded)), key=lambda i: len(coded[i][0]))
-    with bar("reading prompts", len(order)) as progress:
+    rows = []
+    for ids, roles in (tokens_and_roles(lm, c) for c in conversations):
+        own = [role in (Role.USER, Role.ASSISTANT) for role in roles]
+        own[-TAIL:] = [True] * len(own[-TAIL:])
+        rows.append((ids, own))
+    return _pooled(lm, sae, rows, pooling, batch, residual, "reading prompts")
+
+
+def read_said(
+    lm: LanguageModel,
+    sae: SAE,
+    conversations: Sequence[Sequence[Message]],
+    replies: Sequence[list[int]],
+    pooling: Sequence[str],
+    batch: int = 32,
+    residual: Sequence[str] = (),
+) -> dict[str, Float[Tensor, "replies width"]]:
+    """The same on replies (token ids, at least one each): the tokens from which the words of the reply are written."""
+    rows = []
+    for conversation, reply in zip(conversations, replies, strict=True):
+        ids = tokens_and_roles(lm, conversation)[0]
+        rows.append(((ids + reply)[:-1], [False] * (len(ids) - 1) + [True] * len(reply)))
+    return _pooled(lm, sae, rows, pooling, batch, residual, "reading replies")
+
+
+def _pooled(
+    lm: LanguageModel,
+    sae: SAE,
+    rows: Sequence[tuple[list[int], list[bool]]],
+    pooling: Sequence[str],
+    batch: int,
+    residual: Sequence[str],
+    what: str,
+) -> dict[str, Tensor]:
+    # Rows of token ids and whether each token is read.
+    pools = {p: torch.zeros(len(rows), sae.config.d_sae) for p in pooling}
+    raw = {p: torch.zeros(len(rows), sae.config.d_model) for p in residual}
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    with bar(what, len(order)) as progress:
         for start in range(0, len(order), batch):
             group = order[start : start + batch]
-            width = len(coded[group[-1]][0])
+            width = len(rows[group[-1]][0])
             # Padding on the right needs no mask: no token sees what follows it.
-            ids = torch.tensor([coded[i][0] + [0] * (width - len(coded[i][0])) for i in group], device=lm.device)
+            ids = torch.tensor([rows[i][0] + [0] * (width - len(rows[i][0])) for i in group], device=lm.device)
             hidden = read(lm, [sae.config.site], ids)[sae.config.site]
-            read_here = torch.zeros_like(ids, dtype=torch.bool)
-            for row, i in enumerate(group):
-                roles = torch.tensor(coded[i][1])
-                read_here[row, : len(roles)] = (roles == Role.USER) | (roles == Role.ASSISTANT)
-                read_here[row, len(roles) - TAIL : len(roles)] = True
-            x, counts = hidden[read_here], read_here.sum(1).tolist()
+            read_here = torch.tensor([rows[i][1] + [False] * (width - len(rows[i][1])) for i in group])
+            x, counts = hidden[read_here.to(hidden.device)], read_here.sum(1).tolist()
             for values, into in ((sae.encode(x), pools), (x, raw)):
                 for i, tokens in zip(group, values.split(counts), strict=True):
                     for p in into:

@@ -1,12 +1,23 @@
-"""Replies, greedy or sampled, in left-padded batches, by transformers' own `generate`."""
+"""Replies, greedy or sampled, in left-padded batches, by transformers' own `generate`.
+
+What is drawn for a row depends on the seed and on the row's own prompt, never on what else is in the batch: a run that
+goes on after a kill draws what it would have drawn, and two policies meet the same luck.
+"""
+
+import hashlib
+from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from demur.config import Settings
 from demur.errors import PromptError
 from demur.models.chat import Encoded
 from demur.models.load import LanguageModel
+
+TOP_K = 50
+"""Most likely tokens that are sampled from; what transformers does unless told otherwise."""
 
 
 class GenerationSettings(Settings):
@@ -42,20 +53,36 @@ def reply_tokens(lm: LanguageModel, prompts: Encoded, settings: GenerationSettin
             f"a prompt of {width} tokens and a reply of {settings.max_new_tokens} do not fit {lm.name}'s context of "
             f"{lm.context}; shorten the prompt or lower --max-new-tokens."
         )
-    sampled = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.temperature else {}
     ends = end_tokens(lm)
-    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        out = lm.model.generate(
-            input_ids=prompts.ids,
-            attention_mask=prompts.mask,
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=bool(sampled),
-            pad_token_id=lm.tokenizer.pad_token_id,
-            eos_token_id=ends,
-            **sampled,
-        )
+    out = lm.model.generate(
+        input_ids=prompts.ids,
+        attention_mask=prompts.mask,
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=False,
+        pad_token_id=lm.tokenizer.pad_token_id,
+        eos_token_id=ends,
+        **({"logits_processor": _draw(prompts, settings)} if settings.temperature else {}),
+    )
     return [_until_end(row, ends) for row in out[:, width:].tolist()]
+
+
+def _draw(prompts: Encoded, settings: GenerationSettings) -> list[Any]:
+    """What makes the largest score a draw: temperature, top-k and top-p as usual, then each row's own noise.
+
+    With `E` exponential, the largest of `log p − log E` falls on a token with its probability (Gumbel, 1954).
+    """
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    rows = [row[mask.bool()].tolist() for row, mask in zip(prompts.ids, prompts.mask, strict=True)]
+    seeds = [hashlib.sha256(repr((settings.seed, row)).encode()).digest()[:7] for row in rows]
+    luck = [torch.Generator(prompts.ids.device).manual_seed(int.from_bytes(s, "big")) for s in seeds]
+
+    def with_noise(_ids: Tensor, scores: Tensor) -> Tensor:
+        drawn = [torch.empty_like(row).exponential_(generator=g) for row, g in zip(scores, luck, strict=True)]
+        return scores - torch.stack(drawn).log()
+
+    top_p = [TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else []
+    return [TemperatureLogitsWarper(settings.temperature), TopKLogitsWarper(TOP_K), *top_p, with_noise]
 
 
 def _until_end(tokens: list[int], ends: list[int]) -> list[int]:

@@ -47,10 +47,10 @@ def trade_off(study: Study) -> Chart | None:
     """Benign refused (x) against harmful refused (y), a point a policy; None unless some policy has both."""
     if not study.both:
         return None
-    x = alt.X("x:Q", title="benign requests refused", scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(5))
-    y = alt.Y("y:Q", title="harmful requests refused", scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(5))
+    x = alt.X("x:Q", title="benign requests refused", scale=alt.Scale(domain=[0, 1]), axis=percent_axis(5))
+    y = alt.Y("y:Q", title="harmful requests refused", scale=alt.Scale(domain=[0, 1]), axis=percent_axis(5))
     looks = marks(study)
-    base = alt.Chart(_data([_point(p, h, b, looks[p]) for p, (h, b) in study.both.items()]))
+    base = alt.Chart(data([_point(p, h, b, looks[p]) for p, (h, b) in study.both.items()]))
     colour = alt.Color("colour:N", scale=None)
     bars = base.mark_rule(strokeWidth=1.5, opacity=0.45, aria=False)
     layers: list[Any] = [
@@ -88,7 +88,7 @@ def _names(study: Study, looks: Mapping[str, Mark], x: Any, y: Any) -> list[Any]
         right = block.boxes[0][2] <= min(points)
         for name, (left, top, end, bottom) in zip(block.names, block.boxes, strict=True):
             spot = {"x": (end if right else left) / SIDE, "y": 1 - (top + bottom) / 2 / SIDE, "name": name}
-            text = alt.Chart(_data([spot])).mark_text(
+            text = alt.Chart(data([spot])).mark_text(
                 fontSize=12,
                 fontWeight="bold",
                 fill=looks[shown[name]].colour,
@@ -113,7 +113,7 @@ def _at(study: Study, policies: Any) -> list[tuple[float, float]]:
 
 def _line(spots: list[tuple[float, float]], x: Any, y: Any, **look: Any) -> alt.Chart:
     rows = [{"x": sx, "y": sy, "order": i} for i, (sx, sy) in enumerate(spots)]
-    return alt.Chart(_data(rows)).mark_line(aria=False, **look).encode(x=x, y=y, order="order:Q")
+    return alt.Chart(data(rows)).mark_line(aria=False, **look).encode(x=x, y=y, order="order:Q")
 
 
 def _point(policy: str, harmful: Rate, benign: Rate, look: Mark) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def outcomes(study: Study, label: str) -> Chart:
             )
             start += share
     y = alt.Y("name:N", sort=[clean(p) for p in names], title=None, axis=_bare_axis(names))
-    base = alt.Chart(_data(rows)).encode(y=y)
-    x = alt.X("from:Q", title=None, scale=alt.Scale(domain=[0, 1], nice=False), axis=_percent_axis(3))
+    base = alt.Chart(data(rows)).encode(y=y)
+    x = alt.X("from:Q", title=None, scale=alt.Scale(domain=[0, 1], nice=False), axis=percent_axis(3))
     bars = base.mark_bar(height=18, stroke="var(--page)", strokeWidth=1).encode(
         x=x, x2="to:Q", color=alt.Color("colour:N", scale=None), description="said:N"
     )
@@ -172,8 +172,8 @@ def doses(curves: Mapping[str, Mapping[float, Rate]]) -> Chart:
     at = sorted({row["dose"] for row in rows})
     axis = alt.Axis(values=at, format="~g", domain=False, tickSize=0, labelPadding=6, grid=False)
     x = alt.X("dose:Q", title="dose", axis=axis, scale=alt.Scale(domain=[at[0], at[-1]], nice=False, padding=12))
-    y = alt.Y("rate:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(3))
-    base = alt.Chart(_data(rows)).encode(x=x, color=alt.Color("colour:N", scale=None))
+    y = alt.Y("rate:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=percent_axis(3))
+    base = alt.Chart(data(rows)).encode(x=x, color=alt.Color("colour:N", scale=None))
     layers = [
         base.mark_line(strokeWidth=2, aria=False).encode(y=y),
         base.mark_rule(strokeWidth=1.5, opacity=0.5, aria=False).encode(y=alt.Y("low:Q"), y2="high:Q"),
@@ -182,11 +182,13 @@ def doses(curves: Mapping[str, Mapping[float, Rate]]) -> Chart:
     return alt.layer(*layers).properties(width=330, height=170)
 
 
-def _data(rows: list[dict[str, Any]]) -> alt.InlineData:
+def data(rows: list[dict[str, Any]]) -> alt.InlineData:
+    """Rows that a chart carries with it."""
     return alt.InlineData(values=rows)
 
 
-def _percent_axis(ticks: int) -> alt.Axis:
+def percent_axis(ticks: int) -> alt.Axis:
+    """From 0 to 100 %, for shares of 1."""
     values = [i / (ticks - 1) for i in range(ticks)]
     return alt.Axis(
         values=values,

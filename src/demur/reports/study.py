@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.errors import FileError
+from demur.evaluation.attacks.run import read_attacks
+from demur.evaluation.attacks.success import AttackResult
 from demur.evaluation.capability.divergence import RESULTS as DIVERGENCE
 from demur.evaluation.capability.divergence import Divergence
 from demur.evaluation.capability.measure import RESULTS as CAPABILITY
@@ -32,6 +34,8 @@ from demur.files import nearest, read_json, read_jsonl
 from demur.records import Label, R, Transcript, Verdict, parse
 from demur.runs import MANIFEST, TEST_LOG
 
+VERBS = ("evaluate", "attack")
+"""Whose runs are reported."""
 PLAIN = "none"
 """The policy that does nothing: the model as it is."""
 CEILING = "canned"
@@ -83,6 +87,7 @@ class Study:
     quality: list[Quality] = field(default_factory=list)
     capability: list[CapabilityResult] = field(default_factory=list)
     divergence: list[Divergence] = field(default_factory=list)
+    attacks: list[AttackResult] = field(default_factory=list)
 
     @cached_property
     def policies(self) -> list[str]:
@@ -226,7 +231,7 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """Reads the run folder of `demur evaluate`; files that older runs do not have are done without.
+    """Reads the run folder of `demur evaluate` or `demur attack`; files that older runs do not have are done without.
 
     Raises:
         FileError: not such a run, or one that is not finished.
@@ -254,6 +259,7 @@ def read_study(folder: Path) -> Study:
         quality=found.quality,
         capability=capability,
         divergence=_records(Divergence, folder / DIVERGENCE),
+        attacks=read_attacks(folder),
     )
 
 
@@ -263,9 +269,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise FileError(f"{folder} is not a run (it has no {MANIFEST}); give a folder that `demur evaluate` wrote.")
     manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("verb", "evaluate") != "evaluate":
+    if not isinstance(manifest, dict) or manifest.get("verb", "evaluate") not in VERBS:
         verb = manifest.get("verb") if isinstance(manifest, dict) else MANIFEST
-        raise FileError(f"{folder} is a run of `{verb}`; a report needs a run of `demur evaluate`.")
+        raise FileError(f"{folder} is a run of `{verb}`; a report needs one of `demur evaluate` or `demur attack`.")
     return manifest
 
 

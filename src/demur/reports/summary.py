@@ -1,5 +1,6 @@
 """What to take home, found by rule: the first sentence, and a few points, each with the section that it is from."""
 
+from demur.evaluation.attacks.success import ALL
 from demur.evaluation.statistics import Rate
 from demur.reports.blocks import Point
 from demur.reports.capability import mean_change, worse
@@ -37,8 +38,16 @@ def headline(study: Study) -> str:
 
 
 def take_home(study: Study) -> list[Point]:
-    """At most six points."""
-    found = [_steering(study), _weak(study), _ceiling(study), _able(study), _words(study), _judges(study)]
+    """At most seven points."""
+    found = [
+        _steering(study),
+        _attacked(study),
+        _weak(study),
+        _ceiling(study),
+        _able(study),
+        _words(study),
+        _judges(study),
+    ]
     return [p for p in found if p]
 
 
@@ -56,6 +65,18 @@ def _steering(study: Study) -> Point | None:
 
 def _p(p: float) -> str:
     return p_value(p) if p < 0.001 else f"= {p_value(p)}"
+
+
+def _attacked(study: Study) -> Point | None:
+    mine = [r for r in study.attacks if r.policy == study.best and r.cut and not r.control]
+    several = {r.attack for r in mine if r.family == ALL}
+    mine = [r for r in mine if r.family == ALL or r.attack not in several]
+    parts = [f"{100 * r.cut.share:.0f} % of what {clean(r.attack)} wins (n = {r.n})" for r in mine if r.cut]
+    if not parts:
+        return None
+    return Point(
+        "Attacks", "attacks", f"from the plain model's losses, {clean(study.best)} takes back {listed(parts)}."
+    )
 
 
 def _weak(study: Study) -> Point | None:

@@ -21,7 +21,19 @@ from demur.errors import PolicyError, SettingsError
 from demur.features.effect import Bench, refusal_log_odds, try_policies
 from demur.features.find import FindSettings, Replies, beginnings, both_replies, by_source, spread, usual_norm
 from demur.models.chat import Role, tokens_and_roles
-from demur.records import Condition, Edit, Gate, Intervention, Policy, Positions, PromptSet, Push, evenly
+from demur.records import (
+    CastSensor,
+    Edit,
+    FeatureSensor,
+    Gate,
+    Intervention,
+    Policy,
+    Positions,
+    PromptSet,
+    Push,
+    evenly,
+    readers,
+)
 from demur.rivals.dense import Prompted, read_dense, read_dense_replies
 from demur.rivals.formulas import (
     alphasteer_map,
@@ -218,7 +230,7 @@ def cast(shop: Workshop) -> Policy:
         threshold, sign, f1 = best_cut(condition_scores(held[site].mean, vector), harmful)
         found.append((f1, site, vector, threshold, sign))
     f1, site, vector, threshold, sign = max(found, key=lambda c: c[0])
-    condition = Condition(site=site, vector="condition", threshold=threshold, sign=1 if sign > 0 else -1)
+    condition = CastSensor(site=site, vector="condition", sign=1 if sign > 0 else -1)
     # The behaviour acts behind the condition, at several layers, as in the paper.
     later = [s for s in shop.sites if int(s.split(".")[0]) >= int(site.split(".")[0])]
     refusing, complying = shop.said
@@ -231,7 +243,7 @@ def cast(shop: Workshop) -> Policy:
                 Intervention(site=s, pushes=(Push(vector=s, operation="add", value=dose * shop.norm),), positions=at)
                 for s in later
             ],
-            gate=condition,
+            gate=Gate(sensor=condition, threshold=threshold),
             receipt={"dose": dose, "option": f"{at}, {dose} of the norm at each layer", "condition_f1": f1},
         ).holding({"condition": vector.numpy(), **arrays})
         for dose in shop.settings.layer_doses
@@ -329,7 +341,7 @@ def check_names(names: Sequence[str]) -> None:
 
 def check_bases(ours: Policy, paper: Policy) -> None:
     """Raises PolicyError unless one has a sparse gate and the other clamps without one."""
-    if not isinstance(ours.gate, Gate):
+    if ours.gate is None or not any(isinstance(r, FeatureSensor) for r in readers(ours.gate.sensor)):
         raise PolicyError(f"policy {ours.name} has no gate of SAE features; give one that `demur calibrate` wrote.")
     if paper.gate is not None or len(paper.interventions) != 1 or not paper.interventions[0].edits:
         raise PolicyError(f"policy {paper.name} is not the paper's (one intervention, no gate); give --paper FILE.")

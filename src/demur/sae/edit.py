@@ -29,15 +29,21 @@ class Edits:
             values=torch.tensor([e.value for e in edits], device=like.device, dtype=like.dtype),
         )
 
-    def apply(self, f: Float[Tensor, "tokens edits"]) -> Float[Tensor, "tokens edits"]:
-        """What the edited features' activations become."""
-        columns = [OPERATIONS[op](f[:, j], self.values[j]) for j, op in enumerate(self.operations)]
+    def apply(
+        self, f: Float[Tensor, "tokens edits"], scale: Float[Tensor, "tokens 1"] | None = None
+    ) -> Float[Tensor, "tokens edits"]:
+        """What the edited features' activations become; amounts are multiplied by `scale`, factors are not."""
+        amounts = self.values.expand_as(f) if scale is None else self.values * scale
+        columns = [
+            OPERATIONS[op](f[:, j], self.values[j] if op == "scale" else amounts[:, j])
+            for j, op in enumerate(self.operations)
+        ]
         return torch.stack(columns, dim=1) if columns else f
 
 
 OPERATIONS = {
-    "clamp": lambda f, value: value.expand_as(f),
-    "clamp_min": lambda f, value: f.clamp_min(value),
+    "clamp": lambda f, value: value,
+    "clamp_min": torch.maximum,
     "scale": lambda f, value: f * value,
     "add": lambda f, value: f + value,
     "ablate": lambda f, value: torch.zeros_like(f),
@@ -45,15 +51,20 @@ OPERATIONS = {
 
 
 def edit(
-    x: Float[Tensor, "tokens d_model"], sae: SAE, edits: Edits, keep_error: bool = True
+    x: Float[Tensor, "tokens d_model"],
+    sae: SAE,
+    edits: Edits,
+    keep_error: bool = True,
+    scale: Float[Tensor, "tokens 1"] | None = None,
 ) -> Float[Tensor, "tokens d_model"]:
     """A new tensor with some features' activations changed.
 
     `f_j(x)` comes from the full encode: a feature outside the Top-k has activation 0, and a clamped feature displaces
     none. With `keep_error`, what the SAE does not reconstruct stays in place; without, the result is the decoded
-    activations alone, the plain splice of O'Brien et al. (arXiv 2411.11296).
+    activations alone, the plain splice of O'Brien et al. (arXiv 2411.11296). `scale` multiplies what features are
+    clamped to or raised by, token by token.
     """
     values, indices = sae.encode_sparse(x)
     f = dense(values, indices, sae.config.d_sae)[:, edits.features]
-    change = (edits.apply(f) - f) @ sae.W_dec[edits.features]
+    change = (edits.apply(f, scale) - f) @ sae.W_dec[edits.features]
     return (x if keep_error else sae.decode_sparse(values, indices)) + change

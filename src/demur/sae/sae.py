@@ -1,6 +1,7 @@
 """The sparse autoencoder: what it is, and its two files (`sae.json`, `sae.safetensors`)."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,26 @@ CONFIG, WEIGHTS = "sae.json", "sae.safetensors"
 SHAPES = {"W_enc": ("d_model", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_model"), "b_dec": ("d_model",)}
 THRESHOLD = {"threshold": ("d_sae",)}
 """Of the rules that have one."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        FileError: the file is missing, truncated or of another kind.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise FileError(
+            f"{path} cannot be read ({error}); missing, truncated or not safetensors; train or copy it again."
+        ) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Writes tensors in this precision as a safetensors file."""
+    with replacing(path) as tmp:
+        save_file({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}, tmp)
 
 
 class SAEConfig(Record):
@@ -139,9 +160,7 @@ class SAE:
     def save(self, folder: Path) -> None:
         """Writes `sae.json` and `sae.safetensors` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        dtype = getattr(torch, self.config.dtype)
-        with replacing(folder / WEIGHTS) as tmp:
-            save_file({n: weight.detach().to("cpu", dtype).contiguous() for n, weight in self.weights.items()}, tmp)
+        write_tensors(folder / WEIGHTS, self.weights, getattr(torch, self.config.dtype))
         write_json(folder / CONFIG, self.config)
 
     @classmethod
@@ -156,13 +175,7 @@ class SAE:
         if not folder.is_dir():
             raise FileError(f"no SAE at {folder}{nearest(folder)}")
         config = parse(SAEConfig, read_json(folder / CONFIG), folder / CONFIG, FileError)
-        path = folder / WEIGHTS
-        try:
-            weights = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise FileError(
-                f"{path} cannot be read ({error}); missing, truncated or not safetensors; train or copy it again."
-            ) from error
+        weights = read_tensors(path := folder / WEIGHTS)
         if set(weights) != set(config.shapes):
             raise FileError(f"{path} holds {sorted(weights)}; expected {sorted(config.shapes)}.")
         return cls(config, **{name: weight.to(device, dtype) for name, weight in weights.items()})

@@ -1,3 +1,5 @@
+# Triton is there with a GPU's build of torch only, and compiles what pyright takes for plain functions.
+# pyright: reportMissingImports=false, reportIndexIssue=false
 """The sparse products of `sparse`, in Triton, for GPUs. Importing this fails where Triton is not installed."""
 
 import torch

@@ -2,37 +2,77 @@
 
 from collections.abc import Mapping
 
-from demur.records import Feature, Gate, Policy
+from demur.records import Feature, FeatureSensor, Fired, JoinedSensor, Policy, Reader, readers
 from demur.steering.generate import Reply
 
+Known = Mapping[tuple[str, int], Feature]
+"""Features whose evidence may be quoted, by site and number."""
 
-def explain(policy: Policy, reply: Reply, known: Mapping[int, Feature]) -> list[str]:
-    """Lines for a person; `known` are features whose evidence may be quoted, by id."""
+
+def explain(policy: Policy, reply: Reply, known: Known) -> list[str]:
+    """Lines for a person."""
     if policy.is_plain:
         return ["no policy: this is the plain model."]
+    seen = reply.steering
     lines = ["a system prompt was put before the conversation."] if policy.system else []
     if policy.gate is not None:
-        score, line = reply.steering["gate"], policy.gate.threshold
-        verb = "opened" if reply.steering["open"] else "stayed shut"
-        lines.append(f"the gate {verb}: the prompt scored {score:.2f}, the threshold is {line:.2f}.")
-        sensors = policy.gate if isinstance(policy.gate, Gate) else None
-        weights = dict(zip(sensors.features, sensors.weights, strict=True)) if sensors else {}
-        read = [(weights[f.feature] * f.value, f) for f in reply.steering["fired"] if f.role == "sensor"]
-        for share, f in sorted(read, key=lambda pair: -abs(pair[0]))[:5]:
-            side = "towards harm" if share > 0 else "away from harm"
-            lines.append(f"  {share:+.2f} {side}: feature {f.feature}{_quoted(known.get(f.feature))}")
-    if policy.canned and reply.steering["open"]:
+        lines += _read(policy, seen, known)
+    if policy.canned and seen["open"]:
         return [*lines, "the reply is a fixed text; nothing was generated."]
-    if not reply.steering["edited"]:
+    if not seen["edited"]:
         return [*lines, "nothing was changed."]
-    lines.append(f"changed at {reply.steering['edited']} token positions:")
+    dose = seen.get("dose", 1.0)
+    lines.append(f"changed at {seen['edited']} token positions{f', at {dose:.2f} of the dose' if dose != 1 else ''}:")
     lines += [f"  {p.operation} {p.vector} × {p.value:.2f}" for i in policy.interventions for p in i.pushes]
-    changes = {e.feature: e for i in policy.interventions for e in i.edits}
-    for f in reply.steering["fired"]:
+    changes = {(i.site, e.feature): e for i in policy.interventions for e in i.edits}
+    for f in seen["fired"]:
         if f.role == "actuator":
-            edit = changes[f.feature]
-            lines.append(f"  feature {f.feature}: {edit.operation} {edit.value:.1f}{_written(known.get(f.feature))}")
+            edit = changes[f.site, f.feature]
+            lines.append(
+                f"  feature {f.feature}: {edit.operation} {edit.value:.1f}{_written(known.get((f.site, f.feature)))}"
+            )
     return lines
+
+
+def _read(policy: Policy, seen: dict, known: Known) -> list[str]:
+    gate = policy.gate
+    assert gate is not None
+    line = gate.thresholds.get(seen.get("hazard") or "", gate.threshold)
+    opened = seen["gate"] >= line
+    kind = f", most like {seen['hazard'].replace('_', ' ')}" if opened and seen.get("hazard") else ""
+    lines = [
+        f"the gate {'opened' if opened else 'stayed shut'}: the prompt scored {seen['gate']:.2f}{kind}; "
+        f"the threshold is {line:.2f}."
+    ]
+    weights = shares(gate.sensor)
+    read = [(weights.get((f.site, f.feature), 0.0) * f.value, f) for f in seen["fired"] if f.role == "sensor"]
+    for share, f in sorted(read, key=lambda pair: -abs(pair[0]))[:5]:
+        side = "towards harm" if share > 0 else "away from harm"
+        lines.append(f"  {share:+.2f} {side}: feature {f.feature}{_where(f)}{_quoted(known.get((f.site, f.feature)))}")
+    unnamed = [r.name for r in readers(gate.sensor) if not isinstance(r, FeatureSensor)]
+    if unnamed:
+        lines.append(f"  read besides, by directions that are no features: {', '.join(unnamed)}.")
+    if seen.get("late") is not None:
+        lines.append(f"the gate on the reply opened at its token {seen['late'] + 1}.")
+    return lines
+
+
+def shares(sensor: Reader | JoinedSensor, factor: float = 1.0) -> dict[tuple[str, int], float]:
+    """What a unit of each feature's pooled activation adds to the score of a sensor, where it adds to it at all."""
+    if isinstance(sensor, FeatureSensor):
+        return {(sensor.site, f): factor * w for f, w in zip(sensor.features, sensor.weights, strict=True)}
+    if not isinstance(sensor, JoinedSensor):
+        return {}
+    factors = sensor.weights if sensor.rule == "sum" else [-1.0 if sensor.rule == "not" else 1.0] * len(sensor.of)
+    found: dict[tuple[str, int], float] = {}
+    for part, w in zip(sensor.of, factors, strict=True):
+        for feature, share in shares(part, factor * w).items():
+            found[feature] = found.get(feature, 0.0) + share
+    return found
+
+
+def _where(fired: Fired) -> str:
+    return f" on {fired.token.strip()!r}" if fired.token.strip() else ""
 
 
 def _quoted(feature: Feature | None) -> str:

@@ -1,121 +1,309 @@
-"""Gates: running rules that read the unedited stream and decide, row by row, whether a policy acts.
+"""Gates: running rules that read the unedited stream and decide, row by row, whether a policy acts, and how much.
 
-A gate's state reads one batch, updated as tokens come, in one pass or in chunks. It sums in float32 at least: a threshold
-was set on such sums, and those of a model in half precision keep two or three digits.
+What a gate knows of one batch is updated as tokens come, in one pass or in chunks. It sums in float32 at least: a
+threshold was set on such sums, and those of a model in half precision keep two or three digits.
 """
 
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from demur.records import Condition, Fired, Gate, Policy
+from demur.records import CastSensor, FeatureSensor, Fired, Gate, JoinedSensor, Policy, ProbeSensor, Reader
 from demur.sae.sae import SAE
 
 
-@runtime_checkable
-class Reading(Protocol):
-    """What every kind of gate does with a batch."""
+@dataclass(frozen=True)
+class Seen:
+    """Tokens at one site, in order of position within each row; features are encoded once for all that read them."""
 
-    def update(self, x: Float[Tensor, "tokens d_model"], row: Int[Tensor, " tokens"]) -> None:
-        """Takes in tokens, in order of position within each row."""
-        ...
+    x: Float[Tensor, "tokens d_model"]
+    row: Int[Tensor, " tokens"]
+    position: Int[Tensor, " tokens"]
+    sae: SAE | None
+    features: Int[Tensor, " n"]
+    """The SAE's features that somebody reads here."""
 
-    def scores(self) -> Float[Tensor, " rows"]:
-        """Each row's score so far."""
-        ...
+    @cached_property
+    def f(self) -> Float[Tensor, "tokens n"]:
+        """Their activations."""
+        assert self.sae is not None
+        return self.sae.read(self.x, self.features)
 
-    def open(self) -> Bool[Tensor, " rows"]:
-        """Which rows reach the threshold."""
-        ...
-
-    def fired(self, row: int) -> tuple[Fired, ...]:
-        """The features that took part in a row's score."""
-        ...
-
-
-def reading(policy: Policy, saes: Mapping[str, SAE], rows: int, like: Tensor) -> Reading | None:
-    """The state of a policy's gate for a batch of so many rows; None where it has no gate."""
-    if isinstance(policy.gate, Gate):
-        return GateState(policy.gate, saes[policy.gate.site], rows, like)
-    if isinstance(policy.gate, Condition):
-        return ConditionState(policy.gate, torch.as_tensor(policy.vector(policy.gate.vector)), rows, like)
-    return None
+    def of(self, rows: Bool[Tensor, " batch"]) -> "Seen":
+        """The tokens of some rows."""
+        mine = rows[self.row]
+        if mine.all():
+            return self
+        made = Seen(self.x[mine], self.row[mine], self.position[mine], self.sae, self.features)
+        if self.sae is not None and len(self.features):
+            made.__dict__["f"] = self.f[mine]  # where the cached property keeps it
+        return made
 
 
-class GateState:
-    """The sparse gate: pooled activations of named features, and their weighted sum."""
+class Pool:
+    """Values of each row's tokens, pooled: max, mean or last."""
 
-    def __init__(self, gate: Gate, sae: SAE, rows: int, like: Tensor) -> None:
-        self.gate, self.sae = gate, sae
-        self.features = torch.tensor(gate.features, device=like.device)
-        self.weights = torch.tensor(gate.weights, device=like.device, dtype=_wide(like))
-        # Activations are never negative, so 0 is the start of a maximum as of a sum.
-        self.pooled = torch.zeros_like(self.weights).repeat(rows, 1)
-        self.seen = torch.zeros(rows, device=like.device, dtype=_wide(like))
+    def __init__(self, how: str, rows: int, width: int, like: Tensor) -> None:
+        self.how = how
+        # Activations are never negative, so 0 is the start of their maximum as of a sum; the stream's has none.
+        self.values = torch.zeros(rows, width, device=like.device, dtype=wide(like))
+        self.seen = torch.zeros(rows, 1, device=like.device, dtype=wide(like))
+        self.where = torch.full((rows, width), -1, device=like.device, dtype=torch.long)
+        """max: the position that each value is from; -1 where nothing was above 0."""
 
-    def update(self, x: Float[Tensor, "tokens d_model"], row: Int[Tensor, " tokens"]) -> None:
-        """Takes in tokens, in order of position within each row."""
-        f = self.sae.read(x, self.features).to(self.weights)
-        if self.gate.pooling == "max":
-            self.pooled.scatter_reduce_(0, row[:, None].expand_as(f), f, "amax")
-        elif self.gate.pooling == "mean":
-            self.pooled.index_add_(0, row, f)
+    def update(self, values: Float[Tensor, "tokens n"], seen: Seen) -> None:
+        """Takes in tokens."""
+        values, row = values.to(self.values), seen.row
+        if self.how == "max":
+            before = self.values.clone()
+            self.values.scatter_reduce_(0, row[:, None].expand_as(values), values, "amax")
+            token, column = ((values > before[row]) & (values == self.values[row])).nonzero(as_tuple=True)
+            self.where[row[token], column] = seen.position[token]
+        elif self.how == "mean":
+            self.values.index_add_(0, row, values)
         else:
             last = torch.cat([row[1:] != row[:-1], torch.ones_like(row[:1], dtype=torch.bool)])
-            self.pooled[row[last]] = f[last]
-        self.seen.index_add_(0, row, torch.ones_like(f[:, 0]))
+            self.values[row[last]] = values[last]
+        self.seen.index_add_(0, row, torch.ones_like(values[:, :1]))
 
-    def activations(self) -> Float[Tensor, "rows features"]:
-        """The pooled activations so far."""
-        return self.pooled / self.seen.clamp_min(1)[:, None] if self.gate.pooling == "mean" else self.pooled
+    def read(self) -> Float[Tensor, "rows n"]:
+        """The pooled values so far."""
+        return self.values / self.seen.clamp_min(1) if self.how == "mean" else self.values
+
+
+class FeatureState:
+    """A sparse sensor on one batch."""
+
+    def __init__(self, sensor: FeatureSensor, features: Tensor, rows: int, like: Tensor) -> None:
+        self.sensor = sensor
+        place = {f: i for i, f in enumerate(features.tolist())}
+        self.columns = torch.tensor([place[f] for f in sensor.features], device=like.device)
+        self.weights = torch.tensor(sensor.weights, device=like.device, dtype=wide(like))
+        self.pool = Pool(sensor.pooling, rows, len(sensor.features), like)
+
+    def update(self, seen: Seen) -> None:
+        """Takes in tokens."""
+        self.pool.update(seen.f[:, self.columns], seen)
+
+    def each(self, seen: Seen) -> Float[Tensor, " tokens"]:
+        """The score of every token by itself."""
+        return (seen.f[:, self.columns].to(self.weights) * self.weights).sum(1) + self.sensor.bias
 
     def scores(self) -> Float[Tensor, " rows"]:
         """`bias + Σ weight · pooled activation`."""
         # Row by row sums, not a matrix product, whose rounding depends on how many rows are read together.
-        return (self.activations() * self.weights).sum(1) + self.gate.bias
-
-    def open(self) -> Bool[Tensor, " rows"]:
-        """Which rows reach the threshold."""
-        return self.scores() >= self.gate.threshold
+        return (self.pool.read() * self.weights).sum(1) + self.sensor.bias
 
     def fired(self, row: int) -> tuple[Fired, ...]:
-        """The sensors that were active on a row."""
-        pairs = zip(self.gate.features, self.activations()[row].tolist(), strict=True)
-        return tuple(Fired(feature=f, role="sensor", value=v) for f, v in pairs if v > 0)
+        """The features that were active on a row."""
+        found = zip(self.sensor.features, self.pool.read()[row].tolist(), self.pool.where[row].tolist(), strict=True)
+        return tuple(
+            Fired(feature=f, role="sensor", value=v, site=self.sensor.site, position=at if at >= 0 else None)
+            for f, v, at in found
+            if v > 0
+        )
 
 
-class ConditionState:
-    """CAST's gate: the mean of the stream over a row's tokens, and its cosine with its projection."""
+class ProbeState:
+    """A dense sensor on one batch."""
 
-    def __init__(self, condition: Condition, vector: Float[Tensor, " d_model"], rows: int, like: Tensor) -> None:
-        self.condition = condition
-        v = vector.to(like.device, _wide(like))
-        self.unit = v / v.norm()
-        self.sum = torch.zeros_like(v).repeat(rows, 1)
-        self.seen = torch.zeros(rows, device=like.device, dtype=v.dtype)
+    def __init__(self, sensor: ProbeSensor, vector: Tensor, rows: int, like: Tensor) -> None:
+        self.sensor, self.vector = sensor, vector.to(like.device, wide(like))
+        self.pool = Pool(sensor.pooling, rows, len(vector), like)
+        if sensor.pooling == "max":
+            self.pool.values.fill_(-torch.inf)
 
-    def update(self, x: Float[Tensor, "tokens d_model"], row: Int[Tensor, " tokens"]) -> None:
+    def update(self, seen: Seen) -> None:
         """Takes in tokens."""
-        self.sum.index_add_(0, row, x.to(self.sum))
-        self.seen.index_add_(0, row, self.seen.new_ones(len(row)))
+        self.pool.update(seen.x, seen)
+
+    def each(self, seen: Seen) -> Float[Tensor, " tokens"]:
+        """The score of every token by itself."""
+        return (seen.x.to(self.vector) * self.vector).sum(1) + self.sensor.bias
 
     def scores(self) -> Float[Tensor, " rows"]:
-        """`sign · cos(h, tanh(P h))`."""
-        h = self.sum / self.seen.clamp_min(1)[:, None]
-        projected = torch.tanh((h * self.unit).sum(1, keepdim=True) * self.unit)
-        return self.condition.sign * torch.cosine_similarity(h, projected, dim=1)
-
-    def open(self) -> Bool[Tensor, " rows"]:
-        """Which rows reach the threshold; a row of which nothing was read does not."""
-        return (self.scores() >= self.condition.threshold) & (self.seen > 0)
+        """`bias + v · pooled stream`; of a row of which nothing was read, the bias alone."""
+        pooled = torch.where(self.pool.seen > 0, self.pool.read(), 0)
+        return (pooled * self.vector).sum(1) + self.sensor.bias
 
     def fired(self, row: int) -> tuple[Fired, ...]:
         """No features: the direction is the policy's own."""
         return ()
 
 
-def _wide(like: Tensor) -> torch.dtype:
+class CastState:
+    """CAST's condition: the mean of the stream over a row's tokens, and its cosine with its projection."""
+
+    def __init__(self, sensor: CastSensor, vector: Tensor, rows: int, like: Tensor) -> None:
+        self.sensor = sensor
+        v = vector.to(like.device, wide(like))
+        self.unit = v / v.norm()
+        self.pool = Pool("mean", rows, len(v), like)
+
+    def update(self, seen: Seen) -> None:
+        """Takes in tokens."""
+        self.pool.update(seen.x, seen)
+
+    def scores(self) -> Float[Tensor, " rows"]:
+        """`sign · cos(h, tanh(P h))`; of a row of which nothing was read, the lowest there is."""
+        h = self.pool.read()
+        projected = torch.tanh((h * self.unit).sum(1, keepdim=True) * self.unit)
+        score = self.sensor.sign * torch.cosine_similarity(h, projected, dim=1)
+        return torch.where(self.pool.seen[:, 0] > 0, score, -torch.inf)
+
+    def fired(self, row: int) -> tuple[Fired, ...]:
+        """No features: the direction is the policy's own."""
+        return ()
+
+
+ReaderState = FeatureState | ProbeState | CastState
+
+
+class Late:
+    """The gate on the reply: a smoothed score for each row, open from `opens` on until it falls below `closes`."""
+
+    def __init__(self, gate: Gate, state: FeatureState | ProbeState, rows: int, like: Tensor) -> None:
+        assert gate.continuation is not None
+        self.how, self.state = gate.continuation, state
+        self.smooth = torch.zeros(rows, device=like.device, dtype=wide(like))
+        self.live = torch.zeros(rows, device=like.device, dtype=torch.bool)
+        self.since = torch.zeros(rows, device=like.device, dtype=torch.long)
+        self.scores: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Rows, positions and smoothed scores, as they came."""
+        self.opened: dict[int, tuple[Tensor, Tensor]] = {}
+        """By position: which rows are open there, and since which position."""
+
+    def update(self, seen: Seen) -> None:
+        """Takes in tokens of replies."""
+        score = self.state.each(seen)
+        for position in seen.position.unique().tolist():
+            now = seen.position == position
+            row = seen.row[now]
+            smooth = self.smooth[row] + (score[now] - self.smooth[row]) / self.how.tau
+            was = self.live[row]
+            is_open = torch.where(was, smooth >= self.how.closes, smooth >= self.how.opens)
+            self.smooth[row], self.live[row] = smooth, is_open
+            self.since[row] = torch.where(is_open & ~was, position, self.since[row])
+            self.scores.append((row, seen.position[now], smooth))
+            if self.live.any():
+                self.opened[position] = (self.live.clone(), self.since.clone())
+
+    def at(self, row: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
+        """Whether the gate is open at these tokens, and since which position."""
+        is_open, since = torch.zeros_like(row, dtype=torch.bool), position.clone()
+        for place in position.unique().tolist():
+            if place in self.opened:
+                live, began = self.opened[place]
+                here = position == place
+                is_open[here], since[here] = live[row[here]], began[row[here]]
+        return is_open, since
+
+
+class GateState:
+    """A policy's gate on one batch."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        gate: Gate,
+        features: Mapping[str, Tensor],
+        saes: Mapping[str, SAE],
+        rows: int,
+        like: Tensor,
+    ) -> None:
+        self.gate = gate
+        self.states: dict[Reader, ReaderState] = {}
+        for sensor in gate.every_reader:
+            if isinstance(sensor, FeatureSensor):
+                self.states[sensor] = FeatureState(sensor, features[sensor.site], rows, like)
+            else:
+                vector = torch.as_tensor(policy.vector(sensor.vector))
+                kind = ProbeState if isinstance(sensor, ProbeSensor) else CastState
+                self.states[sensor] = kind(sensor, vector, rows, like)  # type: ignore[arg-type]
+        self.late = None
+        if gate.continuation is not None:
+            state = self.states[gate.continuation.sensor]
+            assert not isinstance(state, CastState)
+            self.late = Late(gate, state, rows, like)
+        self._decided: tuple[Tensor, ...] | None = None
+
+    def update(self, site: str, seen: Seen) -> None:
+        """Takes in tokens of prompts, as they are at one of the gate's sites."""
+        for sensor in self.gate.readers:
+            if sensor.site == site:
+                self.states[sensor].update(seen)
+                self._decided = None
+
+    def scores(self) -> Float[Tensor, " rows"]:
+        """Each row's score so far."""
+        return self._decide()[0]
+
+    def open(self) -> Bool[Tensor, " rows"]:
+        """Which rows reach the threshold."""
+        return self.margins() >= 0
+
+    def margins(self) -> Float[Tensor, " rows"]:
+        """How far each row's score lies above its threshold."""
+        return self._decide()[1]
+
+    def dose(self) -> Float[Tensor, " rows"]:
+        """How much is done to each row, relative to the interventions' values."""
+        return self._decide()[2]
+
+    def kind(self, row: int) -> str | None:
+        """Which kind of harm a row reads most like; None where the gate tells none apart."""
+        return self.gate.kinds[int(self._decide()[3][row])].name if self.gate.kinds else None
+
+    def fired(self, row: int) -> tuple[Fired, ...]:
+        """The sensors that took part in a row's score."""
+        found = [f for sensor in self.gate.readers for f in self.states[sensor].fired(row)]
+        return tuple({(f.site, f.feature): f for f in found}.values())
+
+    def _decide(self) -> tuple[Tensor, ...]:
+        # Once the prompts are read nothing changes, and every further token asks again.
+        if self._decided is None:
+            score = self._score(self.gate.sensor)
+            line, dose = torch.full_like(score, self.gate.threshold), torch.ones_like(score)
+            if self.gate.kinds:
+                which = torch.stack([self._score(k.sensor) for k in self.gate.kinds], dim=1).argmax(1)
+                for i, kind in enumerate(self.gate.kinds):
+                    line[which == i] = self.gate.thresholds.get(kind.name, self.gate.threshold)
+                    dose[which == i] = self.gate.doses.get(kind.name, 1.0)
+            else:
+                which = torch.zeros_like(score, dtype=torch.long)
+            if self.gate.soft:
+                above = ((score - line) / self.gate.soft).clamp(0, 1)
+                dose = dose * (self.gate.floor + (1 - self.gate.floor) * above)
+            self._decided = score, torch.where(line == -torch.inf, torch.inf, score - line), dose, which
+        return self._decided
+
+    def _score(self, sensor: Reader | JoinedSensor) -> Float[Tensor, " rows"]:
+        if not isinstance(sensor, JoinedSensor):
+            return self.states[sensor].scores()
+        parts = [self._score(part) for part in sensor.of]
+        if sensor.rule == "sum":
+            return sum((w * p for w, p in zip(sensor.weights, parts, strict=True)), torch.zeros_like(parts[0])) + (
+                sensor.bias
+            )
+        margins = torch.stack([p - t for p, t in zip(parts, sensor.thresholds, strict=True)], dim=1)
+        return {"any": margins.amax(1), "all": margins.amin(1), "not": -margins[:, 0]}[sensor.rule]
+
+
+def wanted_features(gates: Sequence[Gate], like: Tensor) -> dict[str, Int[Tensor, " n"]]:
+    """The features that gates read at each site, each once."""
+    found: dict[str, dict[int, None]] = {}
+    for gate in gates:
+        for sensor in gate.every_reader:
+            found.setdefault(sensor.site, {})
+            if isinstance(sensor, FeatureSensor):
+                found[sensor.site].update(dict.fromkeys(sensor.features))
+    return {site: torch.tensor(list(f), device=like.device, dtype=torch.long) for site, f in found.items()}
+
+
+def wide(like: Tensor) -> torch.dtype:
+    """The precision of a gate's sums: the model's, but no less than float32."""
     return torch.promote_types(like.dtype, torch.float32)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from demur.models.chat import pad, tokens_and_roles
+from demur.models.chat import Role, pad, tokens_and_roles
 from demur.models.generation import GenerationSettings, end_tokens, reply_tokens, text_of
 from demur.models.hooks import Halt, at_blocks, halted
 from demur.models.load import LanguageModel
@@ -87,12 +87,15 @@ def decide(
     conversations: Sequence[Sequence[Message]],
     policy: Policy,
     batch: int = 64,
+    replies: Sequence[Sequence[int]] = (),
 ) -> list[dict]:
     """What the policy's gate says of each conversation, as `Reply.steering` of a reply that was not begun.
 
-    Only the blocks up to the gate's site are run. A policy without a gate acts on every prompt.
+    Only the blocks up to the gate's last site are run. A policy without a gate acts on every prompt. With `replies`
+    (token ids), a gate on the reply reads them too: what it would have thought of them, had the model said them.
     """
-    return decide_rows(lm, saes, [tokens_and_roles(lm, policy.conversation(c)) for c in conversations], policy, batch)
+    coded = [tokens_and_roles(lm, policy.conversation(c)) for c in conversations]
+    return decide_rows(lm, saes, coded, policy, batch, replies)
 
 
 @torch.inference_mode()
@@ -102,6 +105,7 @@ def decide_rows(
     coded: Sequence[tuple[list[int], list[int]]],
     policy: Policy,
     batch: int = 64,
+    replies: Sequence[Sequence[int]] = (),
 ) -> list[dict]:
     """As `decide`, of prompts that are token ids and their roles already."""
     if policy.gate is None:
@@ -110,14 +114,18 @@ def decide_rows(
     def stop(_hidden: torch.Tensor) -> None:
         raise Halt
 
+    reading = (policy if replies else policy.prompt_only).model_copy(update={"interventions": ()})
+    assert reading.gate is not None
+    said = replies or [()] * len(coded)
     found: dict[int, dict] = {}
-    order = sorted(range(len(coded)), key=lambda i: -len(coded[i][0]))
+    order = sorted(range(len(coded)), key=lambda i: -len(coded[i][0]) - len(said[i]))
     for start in range(0, len(order), batch):
         group = order[start : start + batch]
-        prompts = pad(lm, [coded[i] for i in group])
-        gate_only = policy.model_copy(update={"interventions": ()})
-        with steer(lm, saes, [gate_only] * len(group), prompts) as session:
-            with at_blocks({lm.block(policy.gate.site): stop}), halted():
-                lm.logits(prompts.ids, prompts.mask, prompts.positions, last=1)
-            found |= {i: session.report(row, 0) for row, i in enumerate(group)}
+        rows = [(coded[i][0] + list(said[i]), coded[i][1] + [int(Role.PAD)] * len(said[i])) for i in group]
+        prompts = pad(lm, rows, "right")
+        with steer(lm, saes, [reading] * len(group), prompts) as session:
+            with at_blocks({lm.block(reading.gate.sites[-1]): stop}), halted():
+                lm.logits(prompts.ids, last=1)
+            # Of a reply that is generated the last token is never fed back; of these every one was read.
+            found |= {i: session.report(row, len(said[i]) + bool(said[i])) for row, i in enumerate(group)}
     return [found[i] for i in range(len(coded))]

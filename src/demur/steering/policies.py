@@ -1,17 +1,18 @@
 """Policies by name: the built-in ones, and files; each with the SAE it was made for."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import torch
-
 from demur.errors import PolicyError
 from demur.models.load import LanguageModel
 from demur.records import Feature, FeatureSet, Policy
+from demur.sae.exchange.formats import open_sae
 from demur.sae.sae import SAE
 
+_LEVEL = re.compile(r"(?P<base>.+):(?P<level>[a-z]+)(?P<kinds>(,\w+=[a-z]+)*)")
 NONE = Policy(name="none", about="The plain model.")
 
 
@@ -27,10 +28,13 @@ def names() -> list[str]:
 
 
 def find_policy(name: str) -> Policy:
-    """A built-in policy by its name, or a policy file by its path; `NAME@0.8` is that policy at 0.8 of its dose.
+    """A built-in policy by its name, or a policy file by its path.
+
+    `NAME@0.8` is that policy at 0.8 of its dose; `NAME:strict` at another of its levels, `NAME:standard,weapons=strict`
+    with another for one kind of harm.
 
     Raises:
-        PolicyError: neither, or a dose that is no number.
+        PolicyError: neither, a dose that is no number, or a level or kind of harm that the policy does not have.
     """
     if "@" in name and not Path(name).is_file():
         base, _, dose = name.rpartition("@")
@@ -38,6 +42,8 @@ def find_policy(name: str) -> Policy:
             return find_policy(base).at_dose(float(dose))
         except ValueError as error:
             raise PolicyError(f"policy {name!r}: {dose!r} is not a dose; write, for instance, {base}@0.8.") from error
+    if (at := _LEVEL.fullmatch(name)) and not Path(name).is_file():
+        return find_policy(at["base"]).at_level(at["level"], dict(kv.split("=") for kv in at["kinds"].split(",")[1:]))
     if name == "none":
         return NONE
     if Path(name).suffix == ".toml" or Path(name).is_file():
@@ -50,13 +56,13 @@ def find_policy(name: str) -> Policy:
     raise PolicyError(f"no policy {name!r}: neither a built-in name nor a .toml file; {hint}")
 
 
-def known_features(policy: Policy) -> dict[int, Feature]:
-    """The shipped features by id, for explaining a policy made on the shipped SAE; none for another."""
-    found: dict[int, Feature] = {}
+def known_features(policy: Policy) -> dict[tuple[str, int], Feature]:
+    """The shipped features by site and id, for explaining a policy made on the shipped SAE; none for another."""
+    found: dict[tuple[str, int], Feature] = {}
     for path in sorted(shipped().glob("features-*.json")):
         features = FeatureSet.load(path)
-        if features.sae_hash == policy.sae_hash:
-            found |= {f.id: f for f in features.features}
+        if features.sae_hash in policy.saes.values():
+            found |= {(features.site, f.id): f for f in features.features}
     return found
 
 
@@ -64,10 +70,10 @@ def load_saes(lm: LanguageModel, policies: Sequence[Policy], folders: Sequence[P
     """The SAEs that the policies need, by site: from the given folders, else the shipped one, as the model's precision.
 
     Raises:
-        FileError, SAEError: a folder that holds no SAE.
+        FileError, SAEError: a folder that holds no SAE, in any format that demur knows.
     """
-    if not any(p.needs_sae for p in policies):
+    if not any(p.featured for p in policies):
         return {}
     like = next(lm.model.parameters())
-    saes = [SAE.load(f, torch.float32) for f in folders or [shipped() / "sae"]]
+    saes = [open_sae(f) for f in folders or [shipped() / "sae"]]
     return {sae.config.site: sae.to(like) for sae in saes}

@@ -28,19 +28,23 @@ class Pushes:
             self.last[row[is_last]] = x[is_last]
 
     def __call__(
-        self, x: Float[Tensor, "tokens d_model"], row: Int[Tensor, " tokens"]
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        row: Int[Tensor, " tokens"],
+        scale: Float[Tensor, "tokens 1"] | None = None,
     ) -> Float[Tensor, "tokens d_model"]:
-        """The stream at these tokens after every push, in order.
+        """The stream at these tokens after every push, in order; values are multiplied by `scale`, token by token.
 
         Raises:
             PolicyError: a map at a token before the row's last prompt token has been seen.
         """
         for push, vector in self.pushes:
+            value = push.value if scale is None else push.value * scale
             if push.operation == "add":
-                x = x + push.value * vector
+                x = x + value * vector
             elif push.operation == "project":
                 unit = vector / vector.norm()
-                x = x + (push.value - x @ unit)[:, None] * unit
+                x = x + (value - (x @ unit)[:, None]) * unit
             else:
                 assert self.last is not None
                 fed = self.last[row]
@@ -49,5 +53,5 @@ class Pushes:
                         f"policy {self.name} maps from the last prompt token to earlier ones, so the prompt has to go "
                         "through the model in one pass; turn chunked prefill off."
                     )
-                x = x + push.value * (fed @ vector)
+                x = x + value * (fed @ vector)
         return x

@@ -16,11 +16,29 @@ from demur.errors import PolicyError
 from demur.models.chat import Encoded, Role
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
-from demur.records import Fired, Gate, Intervention, Policy
+from demur.models.sites import Site
+from demur.records import FeatureSensor, Fired, Intervention, Policy, Positions
 from demur.sae.edit import Edits, edit
 from demur.sae.sae import SAE
-from demur.steering.gates import Reading, reading
+from demur.steering.gates import GateState, Late, Seen, wanted_features, wide
 from demur.steering.pushes import Pushes
+
+
+@dataclass(frozen=True)
+class Action:
+    """One intervention as tensors."""
+
+    how: Intervention
+    edits: Edits
+    pushes: Pushes
+    off: Tensor | None
+    """Basis `[rank, d_model]` outside of which the change is made."""
+
+    @classmethod
+    def of(cls, how: Intervention, policy: Policy, rows: int, like: Tensor) -> "Action":
+        """An intervention of a policy, for a batch of so many rows."""
+        off = torch.as_tensor(policy.vector(how.off)).to(like) if how.off else None
+        return cls(how, Edits.of(how.edits, like), Pushes(policy, how.pushes, rows, like), off)
 
 
 @dataclass(frozen=True)
@@ -29,8 +47,8 @@ class Plan:
 
     policy: Policy
     rows: Bool[Tensor, " batch"]
-    gate: Reading | None
-    actions: tuple[tuple[Intervention, Edits, Pushes], ...]
+    gate: GateState | None
+    actions: tuple[Action, ...]
 
 
 class Session:
@@ -42,7 +60,7 @@ class Session:
         like = next(lm.model.parameters())
         self.length = prompts.mask.sum(1)
         """Prompt tokens in each row."""
-        self.saes = saes
+        self.lm, self.prompts, self.saes, self.precision = lm, prompts, saes, wide(like)
         self.readable = _by_position(prompts, {Role.USER, Role.ASSISTANT})
         self.user = _by_position(prompts, {Role.USER})
         self.worded = self.readable.any(1)
@@ -51,14 +69,14 @@ class Session:
         """Rows and positions that were edited, as they came."""
         distinct = list({p.hash: p for p in policies}.values())
         hashes = [p.hash for p in policies]
+        self.features = wanted_features([p.gate for p in distinct if p.gate], like)
+        """Features that some gate reads, by site."""
         self.plans = [
             Plan(
                 policy=p,
                 rows=torch.tensor([h == p.hash for h in hashes], device=like.device),
-                gate=reading(p, saes, len(policies), like),
-                actions=tuple(
-                    (i, Edits.of(i.edits, like), Pushes(p, i.pushes, len(policies), like)) for i in p.interventions
-                ),
+                gate=GateState(p, p.gate, self.features, saes, len(policies), like) if p.gate else None,
+                actions=tuple(Action.of(i, p, len(policies), like) for i in p.interventions),
             )
             for p in distinct
         ]
@@ -66,8 +84,7 @@ class Session:
     @property
     def sites(self) -> list[str]:
         """Sites that some plan reads or edits."""
-        found = {plan.policy.gate.site for plan in self.plans if plan.policy.gate}
-        return sorted(found | {i.site for plan in self.plans for i in plan.policy.interventions})
+        return sorted({*self.features, *(a.how.site for plan in self.plans for a in plan.actions)})
 
     def edit(
         self,
@@ -77,58 +94,157 @@ class Session:
         position: Int[Tensor, " tokens"],
     ) -> Tensor | None:
         """The flat core. Tokens come in order of position within each row, each once; None means nothing changed."""
-        in_prompt = position < self.length[row]
-        place = position.clamp_max(self.readable.shape[1] - 1)
+        if site in self.features:
+            self._sense(site, x, row, position)
         new = x
         for plan in self.plans:
-            mine = plan.rows[row]
-            if plan.gate is not None and plan.policy.gate is not None and plan.policy.gate.site == site:
-                # The tail of the template leads over to the reply, and by then the model has made up its mind.
-                tail = self.worded[row] & (position >= self.length[row] - TAIL)
-                sensed = mine & in_prompt & (self.readable[row, place] | tail)
-                if sensed.any():
-                    plan.gate.update(x[sensed], row[sensed])
-            allowed = mine if plan.gate is None else mine & plan.gate.open()[row]
-            for intervention, edits, pushes in plan.actions:
-                if intervention.site != site:
+            for action in plan.actions:
+                if action.how.site != site:
                     continue
-                pushes.see(new, row, mine & (position == self.length[row] - 1))
-                here = allowed & self._positions(intervention.positions, row, position, place, in_prompt)
+                mine = plan.rows[row]
+                action.pushes.see(new, row, mine & (position == self.length[row] - 1))
+                open_, since = self._open(plan, row, position)
+                here = mine & open_ & self._positions(action.how.positions, row, position, since)
                 if here.any():
                     # A clone, so that rows nobody edits stay bit-equal and the model's own tensor stays as it is.
                     new = new.clone() if new is x else new
-                    if intervention.needs_sae:
-                        new[here] = edit(new[here], self.saes[site], edits, intervention.keep_error)
-                    new[here] = pushes(new[here], row[here])
+                    dose = self._dose(plan, action.how, row[here], position[here] - since[here])
+                    new[here] = self._changed(action, new[here], row[here], dose)
                     self.edited.append((row[here], position[here]))
         return None if new is x else new
 
-    def _positions(self, which: str, row: Tensor, position: Tensor, place: Tensor, in_prompt: Tensor) -> Tensor:
+    def is_idle(self, site: str) -> bool:
+        """Whether at this site nothing is left to do on any reply, whatever its tokens."""
+        for plan in self.plans:
+            if plan.gate is not None and plan.gate.late is not None:
+                return False
+            acts = plan.gate is None or bool((plan.gate.open() & plan.rows).any())
+            if acts and any(a.how.site == site and a.how.positions != "prompt" for a in plan.actions):
+                return False
+        return True
+
+    def _sense(self, site: str, x: Tensor, row: Tensor, position: Tensor) -> None:
+        in_prompt = position < self.length[row]
+        place = position.clamp_max(self.readable.shape[1] - 1)
+        # The tail of the template leads over to the reply, and by then the model has made up its mind.
+        tail = self.worded[row] & (position >= self.length[row] - TAIL)
+        readable = in_prompt & (self.readable[row, place] | tail)
+        for of_reply, tokens in ((False, readable), (True, ~in_prompt)):
+            readers = [
+                (plan, plan.gate.late if of_reply else plan.gate)
+                for plan in self.plans
+                if plan.gate is not None and site in _sites_read(plan.gate, of_reply)
+            ]
+            tokens = tokens & torch.stack([plan.rows for plan, _ in readers]).any(0)[row] if readers else tokens
+            if not readers or not tokens.any():
+                continue
+            seen = Seen(x[tokens], row[tokens], position[tokens], self.saes.get(site), self.features[site])
+            for plan, gate in readers:
+                mine = seen.of(plan.rows)
+                if len(mine.row):
+                    gate.update(mine) if isinstance(gate, Late) else gate.update(site, mine)  # type: ignore[union-attr]
+
+    def _open(self, plan: Plan, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        # Whether the policy acts at these tokens, and since which position; where it does so from the prompt on, since
+        # the last prompt token, which writes the first of the reply.
+        first = self.length[row] - 1
+        if plan.gate is None:
+            return torch.ones_like(row, dtype=torch.bool), first
+        from_prompt = plan.gate.open()[row]
+        if plan.gate.late is None:
+            return from_prompt, first
+        late, since = plan.gate.late.at(row, position)
+        return from_prompt | late, torch.where(from_prompt, first, since)
+
+    def _positions(self, which: Positions, row: Tensor, position: Tensor, since: Tensor) -> Tensor:
+        in_prompt = position < self.length[row]
         if which == "prompt":
             return in_prompt
         reply = position >= self.length[row] - 1
         if which == "reply":
             return reply
         content = self.user if which == "user" else self.readable
-        return reply | (in_prompt & content[row, place])
+        return reply | (in_prompt & content[row, position.clamp_max(content.shape[1] - 1)])
+
+    def _dose(self, plan: Plan, how: Intervention, row: Tensor, age: Tensor) -> Tensor | None:
+        # One factor a token; None where it is 1 everywhere, so that nothing is rounded by it.
+        dose = plan.gate.dose()[row] if plan.gate is not None else None
+        if not how.is_even:
+            age = age.clamp_min(0).to(self.precision)
+            rise = ((age + 1) / (how.onset + 1)).clamp_max(1)
+            fall = (1 - (age - how.hold + 1) / (how.decay + 1)).clamp(0, 1) if how.hold is not None else 1
+            dose = rise * fall if dose is None else dose * rise * fall
+        return None if dose is None or bool((dose == 1).all()) else dose
+
+    def _changed(self, action: Action, x: Tensor, row: Tensor, dose: Tensor | None) -> Tensor:
+        how = action.how
+        scale = x.norm(dim=1, keepdim=True) / how.norm if how.norm else None
+        new = edit(x, self.saes[how.site], action.edits, how.keep_error, scale) if how.needs_sae else x
+        new = action.pushes(new, row, scale)
+        if dose is None and action.off is None and how.cap is None:
+            return new
+        change = new - x
+        if action.off is not None:
+            change = change - (change @ action.off.T) @ action.off
+        if dose is not None:
+            change = change * dose[:, None].to(change)
+        if how.cap is not None:
+            longest = how.cap * x.norm(dim=1, keepdim=True)
+            change = change * (longest / change.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+        return x + change
 
     def report(self, row: int, reply_tokens: int) -> dict:
-        """What a transcript says of a row: gate score, open or not, positions edited, features that took part.
+        """What a transcript says of a row: what the gate thought, positions edited, features that took part.
 
         The last reply token is never fed back, so positions up to `length + reply_tokens − 2` count.
         """
         plan = next(p for p in self.plans if p.rows[row])
+        length = int(self.length[row])
         places = [position[rows == row] for rows, position in self.edited]
         edited = torch.cat([*places, self.length[:0]]).unique()
-        edited = int((edited < self.length[row] - 1 + reply_tokens).sum())
-        fired, score, is_open = (), None, plan.policy.acts
+        edited = int((edited < length - 1 + reply_tokens).sum())
+        seen: dict = {"gate": None, "open": plan.policy.acts, "edited": edited, "fired": ()}
         if plan.gate is not None:
-            score, is_open = float(plan.gate.scores()[row]), bool(plan.gate.open()[row])
-            fired = plan.gate.fired(row)
+            seen |= {
+                "gate": float(plan.gate.scores()[row]),
+                "open": bool(plan.gate.open()[row]),
+                "fired": tuple(self._with_token(row, f) for f in plan.gate.fired(row)),
+                "hazard": plan.gate.kind(row),
+            }
+            if seen["open"]:
+                seen["dose"] = float(plan.gate.dose()[row])
+            if (late := plan.gate.late) is not None:
+                seen |= _late(late, row, length, reply_tokens)
         if edited:
-            edits = [e for i in plan.policy.interventions for e in i.edits]
-            fired += tuple(Fired(feature=e.feature, role="actuator", value=e.value) for e in edits)
-        return {"gate": score, "open": is_open, "edited": edited, "fired": fired}
+            seen["fired"] += tuple(
+                Fired(feature=e.feature, role="actuator", value=e.value, site=i.site)
+                for i in plan.policy.interventions
+                for e in i.edits
+            )
+        return seen
+
+    def _with_token(self, row: int, fired: Fired) -> Fired:
+        if fired.position is None:
+            return fired
+        token = self.prompts.ids[row, self.prompts.first[row] + fired.position]
+        return fired.model_copy(update={"token": self.lm.tokenizer.decode([int(token)])})
+
+
+def _sites_read(gate: GateState, of_reply: bool) -> set[str]:
+    if of_reply:
+        return {gate.late.how.sensor.site} if gate.late is not None else set()
+    return {reader.site for reader in gate.gate.readers}
+
+
+def _late(late: Late, row: int, length: int, reply_tokens: int) -> dict:
+    trace = [
+        (int(position[rows == row]), float(score[rows == row]))
+        for rows, position, score in late.scores
+        if (rows == row).any()
+    ]
+    trace = [(at - length, score) for at, score in trace if at - length < reply_tokens - 1]
+    opened = [at for at, _ in trace if at + length in late.opened and bool(late.opened[at + length][0][row])]
+    return {"trace": tuple(round(s, 4) for _, s in trace)} | ({"late": opened[0], "open": True} if opened else {})
 
 
 TAIL = 1
@@ -159,6 +275,8 @@ def steer(
         def adapt(hidden: Tensor) -> Tensor | None:
             start = columns_seen[site]
             columns_seen[site] = start + hidden.shape[1]
+            if start >= prompts.ids.shape[1] and session.is_idle(site):
+                return None
             columns = torch.arange(start, start + hidden.shape[1], device=hidden.device)
             position = columns[None, :] - first[:, None]
             real = position >= 0
@@ -185,35 +303,46 @@ def check(policy: Policy, lm: LanguageModel, saes: Mapping[str, SAE]) -> None:
             f"policy {policy.name} was made for {policy.model} ({policy.model_hash}), not for {lm.name} ({lm.hash}); "
             "find and calibrate on this model, or give the policy's own with --model."
         )
-    vectors = [(i.site, p.vector, 2 if p.operation == "map" else 1) for i in policy.interventions for p in i.pushes]
-    parts = [(i.site, [e.feature for e in i.edits]) for i in policy.interventions if i.needs_sae]
-    if isinstance(policy.gate, Gate):
-        parts.append((policy.gate.site, list(policy.gate.features)))
-    elif policy.gate is not None:
-        vectors.append((policy.gate.site, policy.gate.vector, 1))
     if policy.gate is not None:
-        first = min((int(i.site.split(".")[0]) for i in policy.interventions), default=len(lm.blocks))
-        if int(policy.gate.site.split(".")[0]) > first:
-            raise PolicyError(f"policy {policy.name} reads at {policy.gate.site}, behind its first edit; read earlier.")
-    for site, name, dimensions in vectors:
+        first = min((_layer(i.site) for i in policy.interventions), default=len(lm.blocks))
+        if _layer(last := policy.gate.sites[-1]) > first:
+            raise PolicyError(f"policy {policy.name} reads at {last}, behind its first edit; read earlier.")
+    for site, name, shape in _vectors_of(policy, lm.d_model):
         lm.block(site)
-        if (shape := policy.vector(name).shape) != (lm.d_model,) * dimensions:
+        given = policy.vector(name).shape
+        if len(given) != len(shape) or any(e not in (None, g) for e, g in zip(shape, given, strict=True)):
             raise PolicyError(
-                f"vector {name} of policy {policy.name} has the shape {list(shape)}; expected "
-                f"{[lm.d_model] * dimensions} for {lm.name}."
+                f"vector {name} of policy {policy.name} has the shape {list(given)}; expected "
+                f"{['any' if e is None else e for e in shape]} for {lm.name}."
             )
-    for site, features in parts:
+    for site, features in policy.featured.items():
         lm.block(site)
         if site not in saes:
             raise PolicyError(f"policy {policy.name} needs an SAE at {site}; given are {sorted(saes) or 'none'}.")
         sae = saes[site]
         sae.check_width(lm.d_model)
-        if policy.sae_hash and sae.hash != policy.sae_hash:
+        if (expected := policy.saes.get(site, sae.hash)) != sae.hash:
             raise PolicyError(
-                f"policy {policy.name} was made for the SAE {policy.sae_hash}, not for {sae.hash}; "
+                f"policy {policy.name} was made for the SAE {expected} at {site}, not for {sae.hash}; "
                 "give its own with --sae."
             )
-        sae.check_features(features)
+        sae.check_features(list(features))
+
+
+def _vectors_of(policy: Policy, d_model: int) -> Iterator[tuple[str, str, tuple[int | None, ...]]]:
+    # The site and the name of each vector that the policy uses, and the shape it should have; None is any length.
+    for reader in policy.gate.every_reader if policy.gate else ():
+        if not isinstance(reader, FeatureSensor):
+            yield reader.site, reader.vector, (d_model,)
+    for act in policy.interventions:
+        for push in act.pushes:
+            yield act.site, push.vector, (d_model, d_model) if push.operation == "map" else (d_model,)
+        if act.off:
+            yield act.site, act.off, (None, d_model)
+
+
+def _layer(site: str) -> int:
+    return Site.parse(site).layer
 
 
 def _by_position(prompts: Encoded, roles: set[Role]) -> Bool[Tensor, "batch seq"]:

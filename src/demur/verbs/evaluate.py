@@ -13,6 +13,8 @@ from demur.data.prompts import shipped_prompts
 from demur.data.sets import named_set
 from demur.data.tables import load_table, parse_columns
 from demur.errors import PolicyError, PromptError, SettingsError
+from demur.evaluation.attacks.run import families_won
+from demur.evaluation.attacks.success import AttackResult
 from demur.evaluation.judging.judges import JudgeSettings, open_judge
 from demur.evaluation.runner import EvaluationSettings, Findings, evaluate, total
 from demur.evaluation.statistics import Rate
@@ -105,6 +107,7 @@ def evaluate_verb(
     saes = load_saes(lm, policies, sae)
     found = evaluate(lm, saes, policies, sets, judges, settings, folder) if sets else Findings(results=[])
     able = _capability(lm, saes, policies, tasks, templated, settings.batch, folder) if tasks else []
+    won = families_won(folder, policies, sets, judges)
     moved = _divergence(lm, saes, policies, divergence, folder) if divergence else []
     runs.note(
         folder,
@@ -115,6 +118,8 @@ def evaluate_verb(
     measured = {(r.set, r.policy_hash) for r in found.results}
     tried = log_and_count(folder, measured | {(r.task, r.policy_hash) for r in able})
     text = drawn(results_table(found, tried)) if found.results else ""
+    if won:
+        text += drawn(attacks_table(won))
     if able:
         from demur.evaluation.capability.measure import capability_table
 
@@ -125,6 +130,7 @@ def evaluate_verb(
         {
             "run": str(folder),
             **found.model_dump(mode="json"),
+            "attacks": [r.model_dump(mode="json") for r in won],
             "capability": [r.model_dump(mode="json") for r in able],
             "divergence": [r.model_dump(mode="json") for r in moved],
             "policies_tried": tried,
@@ -217,6 +223,45 @@ def results_table(found: Findings, tried: dict[str, int]) -> Table:
         table.add_row("all sets", label, "", str(max(s.n for s in sums if s)), *map(_cell, sums))
     table.caption = "; ".join(_footnotes(found, policies, tried))
     return table
+
+
+def attacks_table(won: Sequence[AttackResult]) -> Table:
+    """Attacks down, policies across: what was won, and of that the share that the policy takes from the plain model."""
+    policies = list(dict.fromkeys(r.policy for r in won))
+    table = Table(title="Not refused, with 95 % intervals", title_justify="left", caption_justify="left")
+    for column in ("attack", "family", "label"):
+        table.add_column(column)
+    table.add_column("n", justify="right")
+    for name in policies:
+        table.add_column(name, justify="right")
+    last = ""
+    for key in dict.fromkeys((r.attack, r.family, r.label, r.control) for r in won):
+        if last and key[0] != last:
+            table.add_section()
+        last = key[0]
+        cells = {r.policy: r for r in won if (r.attack, r.family, r.label, r.control) == key}
+        n = max(r.n for r in cells.values())
+        family = f"({key[1]})" if key[3] else key[1]
+        table.add_row(key[0], family, key[2], str(n), *(_won(cells.get(name)) for name in policies))
+    broken = ", ".join(f"{p} {sum(r.degenerate for r in won if r.policy == p and not r.control)}" for p in policies)
+    table.caption = (
+        "beneath: the share of the plain model's that the policy takes away, and in how many cases it acted; families in "
+        f"brackets are controls; of benign cases, not refused is as it should be; degenerate replies among those: {broken}"
+    )
+    return table
+
+
+def _won(r: AttackResult | None) -> str:
+    if r is None or r.success is None:
+        return "-"
+    lines = [f"{100 * r.success.rate:.1f} % [{100 * r.success.low:.1f}, {100 * r.success.high:.1f}]"]
+    if r.cut is not None:
+        lines.append(f"cut {100 * r.cut.share:.0f} % [{100 * r.cut.low:.0f}, {100 * r.cut.high:.0f}], acted {r.opened}")
+    if r.refused_before is not None and r.refused_before.k:
+        lines.append(f"refused before the end: {r.refused_before.k}")
+    if r.figures:
+        lines.append(", ".join(f"{name} {value:.3g}" for name, value in r.figures.items()))
+    return "\n".join(lines)
 
 
 def divergence_table(found: Sequence[Any]) -> Table:

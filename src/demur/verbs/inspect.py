@@ -8,9 +8,11 @@ from demur.data.sets import named_set
 from demur.data.tables import SUFFIXES, load_table, parse_columns
 from demur.errors import FileError
 from demur.files import nearest, read_json
-from demur.records import FeatureSet, Gate, Policy
+from demur.records import FeatureSet, Policy
 from demur.runs import MANIFEST
-from demur.sae.sae import CONFIG, SAE
+from demur.sae.exchange.foreign import Foreign, even, norms_of
+from demur.sae.exchange.formats import DEMUR, format_of, open_sae, read_foreign
+from demur.steering.describe import in_words
 from demur.verbs.find import features_table, held_out_table
 from demur.verbs.output import drawn, show
 from demur.verbs.sets import described
@@ -44,8 +46,8 @@ def inspect_verb(path: Path, *, columns: str = "", json: bool = False) -> None:
 
 
 def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
-    if (path / CONFIG).is_file():
-        return _sae(path)
+    if (known := format_of(path)) is not None:
+        return _sae(path) if known[0] == DEMUR else _foreign(read_foreign(path))
     if (path / MANIFEST).is_file():
         manifest = read_json(path / MANIFEST)
         return {"kind": "run"} | manifest, "\n".join(["a run", *(f"  {k}: {v}" for k, v in manifest.items())])
@@ -65,49 +67,42 @@ def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
 
 
 def _sae(path: Path) -> tuple[dict[str, Any], str]:
-    sae = SAE.load(path)
-    c = sae.config
-    card = read_json(path / "card.json") if (path / "card.json").is_file() else {}
-    lines = [f"an SAE: {c.d_sae} features, {c.rule} k = {c.k}, on {c.model} at {c.site} (d_model {c.d_model})"]
+    sae = open_sae(path)
+    c, folder = sae.config, path if path.is_dir() else path.parent
+    card = read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+    lines = [f"an SAE: {c.d_sae} features, {_rule(c.rule, c.k)}, on {c.model} at {c.site} (d_model {c.d_model})"]
     lines += [f"  hash {sae.hash}, saved as {c.dtype}"]
     if quality := card.get("quality"):
         lines += [f"  {name}: {value:.4g}" for name, value in quality.items()]
-    return {"kind": "sae", "hash": sae.hash, "card": card} | c.model_dump(mode="json"), "\n".join(lines)
+    body = {"kind": "sae", "format": DEMUR, "hash": sae.hash, "card": card}
+    return body | c.model_dump(mode="json"), "\n".join(lines)
 
 
-WHERE = {
-    "reply": "the reply",
-    "user": "the user's words and the reply",
-    "prompt": "the whole prompt",
-    "all": "every word of the talk",
-}
+def _rule(rule: str, k: int | None) -> str:
+    return rule if k is None else f"{rule} k = {k}"
 
 
-def in_words(policy: Policy) -> list[str]:
-    """A policy as sentences."""
-    lines = [f"policy {policy.name} ({policy.hash}), for {policy.model or 'any model'}", f"  {policy.about}"]
-    if policy.system:
-        lines.append(f"  It puts this system prompt before every conversation: {policy.system!r}")
-    if isinstance(policy.gate, Gate):
-        g = policy.gate
-        lines.append(
-            f"  It acts when {len(g.features)} features read on the prompt at {g.site} ({g.pooling} over tokens), "
-            f"weighted and summed, reach {g.threshold:.2f}."
-        )
-    elif policy.gate is not None:
-        c = policy.gate
-        lines.append(f"  It acts when the prompt's mean at {c.site} lies along {c.vector} ({c.threshold:.3f}).")
-    elif policy.acts:
-        lines.append("  It has no gate: it acts on every prompt.")
-    if policy.is_plain:
-        lines.append("  It does nothing.")
-    for i in policy.interventions:
-        what = [f"{e.operation} feature {e.feature} ({e.value:.1f})" for e in i.edits]
-        what += [f"{p.operation} {p.vector} ({p.value:.2f})" for p in i.pushes]
-        what += [] if i.keep_error else ["what the SAE does not reconstruct is left out"]
-        lines.append(f"  At {i.site}, on {WHERE[i.positions]}: {', '.join(what)}.")
-    if policy.canned:
-        lines.append(f"  Its reply is a fixed text: {policy.canned!r}")
-    for kind, rate in policy.receipt.get("gate", {}).items():
-        lines.append(f"  validation, {kind}: gate open on {100 * rate['rate']:.1f} % of {rate['n']}")
-    return lines
+def _foreign(theirs: Foreign) -> tuple[dict[str, Any], str]:
+    theirs.checked()
+    d_sae, d_model = theirs.weights["W_dec"].shape
+    norms = norms_of(theirs.weights["W_dec"])
+    stated = {"site": theirs.site, "place": theirs.place or None, "model": theirs.model or None}
+    body = {"kind": "sae", "format": theirs.format, "architecture": theirs.kind, "d_model": d_model, "d_sae": d_sae}
+    body |= {"rule": theirs.rule, "k": theirs.k, **stated, "decoder_norms": [float(norms.min()), float(norms.max())]}
+    lines = [
+        f"an SAE of {theirs.format} ({theirs.kind}): {d_sae} features, {_rule(theirs.rule, theirs.k)}, on "
+        f"{theirs.model or 'a model not stated'} at {theirs.site or theirs.place or 'a place not stated'} "
+        f"(d_model {d_model})",
+        f"  decoder rows of norm {norms.min():.4g} to {norms.max():.4g}; "
+        + ("the decoder's bias is taken off the input" if theirs.centred else "the input keeps the decoder's bias")
+        + (f"; the input is scaled by {theirs.scale:.4g}" if theirs.scale != 1 else ""),
+    ]
+    if theirs.rule == "topk" and not theirs.by_norm and not even(norms, 0.01):
+        lines.append("  its activations stay in units of its own: with rows made of norm 1, others would be the top k")
+    if theirs.site is None:
+        lines.append(f"next: demur convert {theirs.path} --site 14.resid_post --out DIR (name the block it belongs to)")
+    else:
+        body["hash"] = theirs.sae().hash
+        lines.append(f"  hash {body['hash']}, as demur opens it")
+        lines.append(f"next: demur find --sae {theirs.path}")
+    return body, "\n".join(lines)

@@ -71,14 +71,14 @@ def alone(policy: Policy, prompt: tuple[list[int], list[int]], continuation: lis
 @torch.inference_mode()
 def naive_score(policy: Policy, prompt: tuple[list[int], list[int]]) -> float:
     """The gate's formula on the plain model's residual stream, written out."""
-    lm, gate = tiny.lm(), policy.gate
+    lm, sensor = tiny.lm(), policy.gate.sensor
     ids, roles = prompt
     hidden = lm.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
     sae = tiny.sae(layer=0)
     said = [at for at, role in enumerate(roles) if role in (Role.USER, Role.ASSISTANT)]
     read = sorted({*said, len(ids) - 1}) if said else []
-    score = gate.bias
-    for feature, weight in zip(gate.features, gate.weights, strict=True):
+    score = sensor.bias
+    for feature, weight in zip(sensor.features, sensor.weights, strict=True):
         values = [float(sae.encode(hidden[at : at + 1])[0, feature]) for at in read]
         score += weight * max(values, default=0.0)
     return score

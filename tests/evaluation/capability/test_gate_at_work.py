@@ -31,7 +31,7 @@ def at_work(kind_of_model: type) -> None:
             )
             for request, ours, theirs in zip(requests, found, plain, strict=True):
                 context = "" if kind == "loglikelihood_rolling" else request.args[0]
-                score = policy.gate.bias if not context else scores[context]
+                score = policy.gate.sensor.bias if not context else scores[context]
                 seen = model.decisions[kind, context]
                 assert seen.gate == pytest.approx(score, abs=1e-9), f"{kind}, {way}: read something else"
                 assert seen.open == (score >= policy.gate.threshold)

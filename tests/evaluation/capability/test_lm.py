@@ -100,12 +100,12 @@ def test_of_a_rolled_text_the_gate_reads_nothing():
     texts, plain = [*asking.TEXTS, LONG], steered(max_length=24)
     unread = plain.loglikelihood_rolling(asking.rolling(texts))
     gate = tiny.policy(threshold=1.0).gate
-    for threshold, same in ((gate.bias + 1e-6, True), (gate.bias, False)):
+    for threshold, same in ((gate.sensor.bias + 1e-6, True), (gate.sensor.bias, False)):
         model = steered(tiny.policy(threshold=threshold), max_length=24)
         found = model.loglikelihood_rolling(asking.rolling(texts))
         assert (found == unread) is same
         assert model.asked == model.decided == {"loglikelihood_rolling": len(texts)}
-        assert model.decisions["loglikelihood_rolling", ""].gate == pytest.approx(gate.bias)
+        assert model.decisions["loglikelihood_rolling", ""].gate == pytest.approx(gate.sensor.bias)
 
 
 def test_two_contexts_that_end_at_different_places_in_one_text_do_not_share_a_row():

@@ -120,12 +120,14 @@ class SteeredLM(HFLM):
         known: dict[int, Any] = {}
         # Behind a shut gate the model is the plain one to the bit (tests/laws): where this run has the plain model's
         # answer already, only the gate is read. Nor does the model run where a policy gives a fixed reply.
-        if self.policy.canned or (self.policy.gate is not None and any(k in self.plain for k in keys)):
+        late = self.policy.gate is not None and self.policy.gate.continuation is not None and kind == GENERATE
+        reused = self.policy.gate is not None and not late and any(k in self.plain for k in keys)
+        if self.policy.canned or reused:
             self._decide(kind, list(dict.fromkeys(contexts)))
             for i, context in enumerate(contexts):
                 if self.decisions[kind, context].open and self.policy.canned:
                     known[i] = _fixed(kind, requests[i], self.policy.canned)
-                elif not self.decisions[kind, context].open and keys[i] in self.plain:
+                elif reused and not self.decisions[kind, context].open and keys[i] in self.plain:
                     known[i] = self.plain[keys[i]]
         left = [i for i in range(len(requests)) if i not in known]
         known |= dict(zip(left, compute([requests[i] for i in left]) if left else [], strict=True))
@@ -157,7 +159,9 @@ class SteeredLM(HFLM):
         if self.policy.gate is None and not self.policy.interventions:
             yield
             return
-        with steer(self.lm, self.saes, [self.policy] * len(contexts), prompts) as session:
+        # What is scored was not written by the model: a gate on the reply has nothing to say of it.
+        policy = self.policy if kind == GENERATE else self.policy.prompt_only
+        with steer(self.lm, self.saes, [policy] * len(contexts), prompts) as session:
             yield
         for row, context in enumerate(contexts):
             seen = session.report(row, 0)

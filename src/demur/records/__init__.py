@@ -1,0 +1,69 @@
+"""What travels between rooms: prompts, features, policies, transcripts, verdicts.
+
+Each record is frozen, knows no unknown keys, and lives on disk as JSONL (rows), JSON (features) or TOML (policies), so
+that every stage can be run again from files.
+"""
+
+from demur.records.features import Area, Evidence, Feature, FeatureSet, HeldOut, HeldOutPair, Pooling
+from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
+from demur.records.policy import LEVELS, Level, LevelName, Policy
+from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
+from demur.records.record import R, Record, evenly, first_problem, parse
+from demur.records.sensors import (
+    CastSensor,
+    Continuation,
+    FeatureSensor,
+    Gate,
+    JoinedSensor,
+    Kind,
+    ProbeSensor,
+    Reader,
+    Sensor,
+    readers,
+)
+from demur.records.transcripts import Fired, Outcome, Transcript, Verdict
+from demur.records.vectors import Vectors
+
+__all__ = [
+    "LEVELS",
+    "Area",
+    "CastSensor",
+    "Continuation",
+    "Edit",
+    "Evidence",
+    "Feature",
+    "FeatureSensor",
+    "FeatureSet",
+    "Fired",
+    "Gate",
+    "HeldOut",
+    "HeldOutPair",
+    "Intervention",
+    "JoinedSensor",
+    "Kind",
+    "Label",
+    "Level",
+    "LevelName",
+    "Message",
+    "Operation",
+    "Outcome",
+    "Policy",
+    "Pooling",
+    "Positions",
+    "ProbeSensor",
+    "Prompt",
+    "PromptSet",
+    "Push",
+    "R",
+    "Reader",
+    "Record",
+    "Sensor",
+    "SetOrigin",
+    "Transcript",
+    "Vectors",
+    "Verdict",
+    "evenly",
+    "first_problem",
+    "parse",
+    "readers",
+]

@@ -1,0 +1,106 @@
+"""Features that `demur find` chose, with the evidence for each."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field
+
+from demur.errors import FileError
+from demur.files import read_json
+from demur.records.record import Record, parse
+
+Pooling = Literal["max", "mean", "last"]
+
+
+class Evidence(Record):
+    """What a person can read to judge what a feature means."""
+
+    contexts: tuple[str, ...] = ()
+    """Passages of text, the token where the feature is strongest between « and »."""
+    raised: tuple[str, ...] = ()
+    """Tokens whose logit the decoder direction raises most."""
+    lowered: tuple[str, ...] = ()
+
+
+class Feature(Record):
+    """One SAE feature, why it was chosen and what it did when tried."""
+
+    id: int = Field(ge=0)
+    role: Literal["actuator", "sensor"]
+    scores: dict[str, float] = {}
+    """Named figures behind the choice; rates are shares of 1."""
+    level: float = 0.0
+    """Usual maximum of the activation, in the SAE's units: the value that a dose of 1 clamps to."""
+    evidence: Evidence = Evidence()
+
+
+class Area(Record):
+    """Area under the ROC curve, with its 95 % interval: how often a harmful row scores above a benign one."""
+
+    area: float
+    """Ties count half."""
+    low: float
+    high: float
+    harmful: int
+    """Rows."""
+    benign: int
+
+
+class HeldOutPair(Record):
+    """The harmful rows of one source against the benign rows of one (perhaps the same)."""
+
+    harmful: str
+    benign: str
+    unseen: Area
+    """Fitted without either source."""
+    seen: Area
+    """Fitted to other rows of both."""
+
+
+class HeldOut(Record):
+    """How well harm is read where the style of the prompts is new: what is lost from `seen` to `unseen` was style."""
+
+    reader: str
+    pairs: tuple[HeldOutPair, ...]
+    unseen: Area
+    """Mean over the pairs, each counting alike."""
+    seen: Area
+    not_measured: tuple[tuple[str, str], ...] = ()
+    """Pairs without which only one label is left to fit to."""
+
+
+class FeatureSet(Record):
+    """What `demur find` found, in order of rank."""
+
+    model: str
+    model_hash: str
+    sae: str
+    sae_hash: str
+    site: str
+    method: str
+    how: str
+    """One paragraph: from which data and by which rule the features were chosen."""
+    pooling: Pooling = "max"
+    """How the sensors' activations on a prompt become one."""
+    bias: float = 0.0
+    """Of the logistic model whose weights are the sensors' `weight` scores."""
+    features: tuple[Feature, ...]
+    held_out: tuple[HeldOut, ...] = ()
+    """Sensors, and a dense probe beside them, on sources of prompts that they were not fitted to (`--held-out`)."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads `features.json`.
+
+        Raises:
+            FileError: no such file, or not a feature set.
+        """
+        return parse(cls, read_json(Path(path)), path, FileError)
+
+    def actuators(self) -> tuple[Feature, ...]:
+        """The features that write refusal, best first."""
+        return tuple(f for f in self.features if f.role == "actuator")
+
+    def sensors(self) -> tuple[Feature, ...]:
+        """The features that read harm, best first."""
+        return tuple(f for f in self.features if f.role == "sensor")

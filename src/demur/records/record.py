@@ -1,0 +1,48 @@
+"""The base of all records: frozen, no unknown keys; and reading one from a file in one sentence of error."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from demur.errors import DemurError
+
+
+class Record(BaseModel):
+    """A frozen value that accepts no key it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+
+def evenly(rows: Sequence[T], n: int) -> list[T]:
+    """`n` rows (all of them if there are fewer), evenly spaced and in order."""
+    return [rows[i * len(rows) // n] for i in range(n)] if n < len(rows) else list(rows)
+
+
+def parse(kind: type[R], raw: Any, where: Path | str, error: type[DemurError]) -> R:
+    """Validates `raw` as a record, turning the first problem into one sentence that names the nearest known key."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as problem:
+        raise error(f"{where}: {first_problem(problem, kind)}.") from problem
+
+
+def first_problem(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """The first validation error in words."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden" and kind is not None:
+        near = difflib.get_close_matches(key.split(".")[-1], list(kind.model_fields), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(kind.model_fields)}"
+        return f"unknown key `{key}`; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"`{key}`: {message[:1].lower()}{message[1:]} (given: {json.dumps(first['input'], default=str)[:80]})"

@@ -1,0 +1,82 @@
+"""A policy in words: when it acts, on what evidence, and what it does."""
+
+from demur.records import CastSensor, FeatureSensor, Gate, Intervention, JoinedSensor, Policy, Reader
+
+WHERE = {
+    "reply": "the reply",
+    "user": "the user's words and the reply",
+    "prompt": "the whole prompt",
+    "all": "every word of the talk",
+}
+
+
+def in_words(policy: Policy) -> list[str]:
+    """A policy as sentences."""
+    lines = [f"policy {policy.name} ({policy.hash}), for {policy.model or 'any model'}", f"  {policy.about}"]
+    if policy.system:
+        lines.append(f"  It puts this system prompt before every conversation: {policy.system!r}")
+    if policy.gate is not None:
+        lines += _gate_in_words(policy.gate)
+    elif policy.acts:
+        lines.append("  It has no gate: it acts on every prompt.")
+    if policy.is_plain:
+        lines.append("  It does nothing.")
+    for i in policy.interventions:
+        what = [f"{e.operation} feature {e.feature} ({e.value:.1f})" for e in i.edits]
+        what += [f"{p.operation} {p.vector} ({p.value:.2f})" for p in i.pushes]
+        what += [] if i.keep_error else ["what the SAE does not reconstruct is left out"]
+        lines.append(f"  At {i.site}, on {WHERE[i.positions]}: {', '.join([*what, *_manner(i)])}.")
+    if policy.canned:
+        lines.append(f"  Its reply is a fixed text: {policy.canned!r}")
+    for level, at in policy.levels.items():
+        lines.append(
+            f"  Level {level}: opens at {at.threshold:.2f}, {at.dose:g} of the dose{f'; {at.about}' if at.about else ''}."
+        )
+    for kind, rate in policy.receipt.get("gate", {}).items():
+        lines.append(f"  validation, {kind}: gate open on {100 * rate['rate']:.1f} % of {rate['n']}")
+    return lines
+
+
+def _gate_in_words(gate: Gate) -> list[str]:
+    lines = [f"  It acts when, on the prompt, {described(gate.sensor)} reach {gate.threshold:.2f}."]
+    if gate.soft:
+        lines.append(f"  The dose rises from {gate.floor:.2f} there to 1 at {gate.threshold + gate.soft:.2f}.")
+    if gate.kinds:
+        lines.append(f"  It tells {len(gate.kinds)} kinds of harm apart: {', '.join(k.name for k in gate.kinds)}.")
+    for kind in dict.fromkeys((*gate.thresholds, *gate.doses)):
+        lines.append(
+            f"  For {kind}: from {gate.thresholds.get(kind, gate.threshold):.2f} on, "
+            f"at {gate.doses.get(kind, 1.0):.2f} of the dose."
+        )
+    if (late := gate.continuation) is not None:
+        lines.append(
+            f"  It acts also when, on the reply, {described(late.sensor)}, smoothed over {late.tau:g} tokens, reach "
+            f"{late.opens:.2f}, until they fall below {late.closes:.2f}."
+        )
+    return lines
+
+
+def _manner(act: Intervention) -> list[str]:
+    found = [f"scaled by the token's norm over {act.norm:.0f}"] if act.norm else []
+    found += [f"no further than {act.cap:g} of the token's norm"] if act.cap else []
+    found += [f"outside of {act.off}"] if act.off else []
+    found += [f"rising over {act.onset} tokens"] if act.onset else []
+    found += [f"falling over {act.decay} tokens after {act.hold}"] if act.hold is not None else []
+    return found
+
+
+def described(sensor: Reader | JoinedSensor) -> str:
+    """A sensor in words."""
+    if isinstance(sensor, FeatureSensor):
+        return f"{len(sensor.features)} features at {sensor.site} ({sensor.pooling} over tokens), weighted and summed"
+    if isinstance(sensor, CastSensor):
+        return f"how far the prompt's mean at {sensor.site} lies along {sensor.vector}"
+    if isinstance(sensor, JoinedSensor):
+        parts = [described(part) for part in sensor.of]
+        if sensor.rule == "not":
+            return f"not ({parts[0]} reaching {sensor.thresholds[0]:.2f})"
+        if sensor.rule == "sum":
+            return " + ".join(f"{w:.2f} × ({part})" for w, part in zip(sensor.weights, parts, strict=True))
+        lines = [f"({p} reaching {t:.2f})" for p, t in zip(parts, sensor.thresholds, strict=True)]
+        return f"{sensor.rule} of {', '.join(lines)}"
+    return f"a dense probe at {sensor.site} ({sensor.pooling} over tokens)"

@@ -1,0 +1,324 @@
+"""Sensors joined, levels, doses and the gate on the reply: each against a naive loop over rows and tokens."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from demur.activations.harvest import read
+from demur.errors import PolicyError
+from demur.models.chat import Role, encode
+from demur.models.generation import GenerationSettings
+from demur.records import Continuation, Gate, JoinedSensor, Kind, Level, Policy, ProbeSensor
+from demur.steering.generate import decide, generate
+from demur.steering.policies import find_policy
+from demur.steering.session import steer
+from tests import tiny
+
+TEXTS = ("How are you today?", "Tell me of the sea, and of the sky above it.", "No")
+REPLY = [40, 41, 42, 43, 44, 45, 46, 47]
+OTHER = tiny.SENSOR.model_copy(update={"name": "other", "features": (2, 3), "weights": (0.7, -0.4), "bias": -0.2})
+PROBE = ProbeSensor(site="1.resid_post", vector="v", bias=0.3)
+
+
+def gated(gate: Gate, **act) -> Policy:
+    """Two features edited at block 1 behind a gate, with a vector that a probe may read."""
+    policy = tiny.policy()
+    intervention = policy.interventions[0].model_copy(update=act)
+    arrays = {"v": np.random.default_rng(3).normal(size=32) / 8, "basis": np.linalg.qr(np.eye(32, 3))[0].T}
+    return policy.model_copy(update={"gate": gate, "interventions": (intervention,)}).holding(arrays)
+
+
+def sense(policy: Policy, sensor, text: str) -> float:
+    """A sensor's score, from its definition."""
+    lm = tiny.lm()
+    if isinstance(sensor, JoinedSensor):
+        scores = [sense(policy, part, text) for part in sensor.of]
+        if sensor.rule == "sum":
+            return sum(w * s for w, s in zip(sensor.weights, scores, strict=True)) + sensor.bias
+        margins = [s - t for s, t in zip(scores, sensor.thresholds, strict=True)]
+        return {"any": max(margins), "all": min(margins), "not": -margins[0]}[sensor.rule]
+    one = encode(lm, tiny.said(text))
+    x = read(lm, [sensor.site], one.ids)[sensor.site][0]
+    x = x[[i for i in range(len(x)) if one.roles[0, i] == Role.USER or i == len(x) - 1]]
+    if isinstance(sensor, ProbeSensor):
+        return float(x.mean(0) @ torch.as_tensor(policy.vector("v")).double()) + sensor.bias
+    f = tiny.saes()[sensor.site].encode(x)[:, list(sensor.features)].amax(0)
+    return float(f @ torch.tensor(sensor.weights).double()) + sensor.bias
+
+
+JOINED = {
+    "sum": JoinedSensor(rule="sum", of=(tiny.SENSOR, OTHER, PROBE), weights=(1.0, -0.5, 2.0), bias=0.4),
+    "any": JoinedSensor(rule="any", of=(tiny.SENSOR, PROBE), thresholds=(0.2, 0.1)),
+    "all": JoinedSensor(rule="all", of=(tiny.SENSOR, OTHER), thresholds=(0.2, -0.1)),
+    "not": JoinedSensor(rule="not", of=(OTHER,), thresholds=(0.3,)),
+}
+JOINED["nested"] = JoinedSensor(rule="all", of=(JOINED["any"], JOINED["not"]), thresholds=(0.0, 0.0))
+
+
+@pytest.mark.parametrize("rule", JOINED)
+def test_joined_sensors_are_what_their_rule_says(rule):
+    policy = gated(Gate(sensor=JOINED[rule], threshold=0.0))
+    for text, seen in zip(TEXTS, decide(tiny.lm(), tiny.saes(), tiny.said(*TEXTS), policy), strict=True):
+        score = sense(policy, JOINED[rule], text)
+        assert seen["gate"] == pytest.approx(score, abs=1e-6)
+        assert seen["open"] == (score >= 0)
+
+
+def test_a_joined_sensor_has_a_figure_for_each_part():
+    with pytest.raises(ValueError, match="one for each"):
+        JoinedSensor(rule="any", of=(tiny.SENSOR, OTHER), thresholds=(0.1,))
+    with pytest.raises(ValueError, match="not takes one"):
+        JoinedSensor(rule="not", of=(tiny.SENSOR, OTHER), thresholds=(0.1, 0.2))
+
+
+# --- levels ----------------------------------------------------------------------------------------------------------
+
+LEVELS = {"relaxed": Level(threshold=2.0), "standard": Level(threshold=0.5), "strict": Level(threshold=-9.0, dose=1.5)}
+
+
+@cache
+def kinds() -> tuple[Kind, Kind]:
+    """Two kinds of harm, such that one of the texts is most like the second."""
+    policy = gated(Gate(sensor=tiny.SENSOR, threshold=0.0))
+    ahead = sorted(sense(policy, tiny.SENSOR, t) - sense(policy, OTHER, t) for t in TEXTS)
+    second = OTHER.model_copy(update={"bias": OTHER.bias + (ahead[0] + ahead[1]) / 2})
+    return Kind(name="weapons", sensor=tiny.SENSOR), Kind(name="profanity", sensor=second)
+
+
+def levelled() -> Policy:
+    policy = gated(Gate(sensor=tiny.SENSOR, threshold=0.5, kinds=kinds()))
+    return policy.model_copy(update={"name": "gated", "levels": LEVELS})
+
+
+def test_a_level_sets_the_threshold_and_the_dose():
+    policy = levelled()
+    assert policy.at_level("relaxed").gate.threshold == 2.0
+    strict = policy.at_level("strict")
+    assert strict.gate.threshold == -9.0
+    assert [e.value for e in strict.interventions[0].edits] == [1.5 * e.value for e in policy.interventions[0].edits]
+    off = policy.at_level("off")
+    assert off.gate is None and not off.acts
+    assert len({p.hash for p in (policy, strict, off, policy.at_level("relaxed"))}) == 4
+
+
+def test_a_kind_of_harm_has_a_level_of_its_own():
+    policy = levelled().at_level("standard", {"weapons": "strict", "profanity": "off"})
+    rows = decide(tiny.lm(), tiny.saes(), tiny.said(*TEXTS), policy)
+    assert {r["hazard"] for r in rows} == {"weapons", "profanity"}, "the texts are to show both"
+    for text, seen in zip(TEXTS, rows, strict=True):
+        scores = {k.name: sense(policy, k.sensor, text) for k in kinds()}
+        assert seen["hazard"] == max(scores, key=lambda k: scores[k])
+        assert seen["open"] == (seen["hazard"] == "weapons")
+        assert seen.get("dose", 1.0) == 1.0 or seen["dose"] == pytest.approx(1.5)
+
+
+def test_levels_and_kinds_that_are_not_there_name_those_that_are():
+    with pytest.raises(PolicyError, match="no level 'hard'; it has off, relaxed, standard, strict"):
+        levelled().at_level("hard")
+    with pytest.raises(PolicyError, match="did you mean weapons"):
+        levelled().at_level("strict", {"weapon": "off"})
+    with pytest.raises(PolicyError, match="no gate"):
+        tiny.policy().model_copy(update={"levels": LEVELS}).at_level("strict")
+
+
+def test_a_level_is_asked_for_by_name_and_saved_whole(tmp_path):
+    levelled().save(tmp_path / "p.toml")
+    assert Policy.load(tmp_path / "p.toml") == levelled()
+    found = find_policy(f"{tmp_path / 'p.toml'}:standard,weapons=strict,profanity=off")
+    assert found.name == "gated:standard,weapons=strict,profanity=off"
+    assert found == levelled().at_level("standard", {"weapons": "strict", "profanity": "off"})
+    found.save(tmp_path / "again.toml")
+    assert Policy.load(tmp_path / "again.toml").hash == found.hash
+
+
+def test_a_policy_file_includes_another(tmp_path):
+    levelled().save(tmp_path / "base.toml")
+    (tmp_path / "mine.toml").write_text('include = "base.toml"\nname = "mine"\nsystem = "Be kind."\n')
+    mine = Policy.load(tmp_path / "mine.toml")
+    assert mine.gate == levelled().gate and mine.name == "mine" and mine.system == "Be kind."
+    assert mine.vector("v") == pytest.approx(levelled().vector("v"))
+    (tmp_path / "a.toml").write_text('include = "b.toml"\n')
+    (tmp_path / "b.toml").write_text('include = "a.toml"\n')
+    with pytest.raises(PolicyError, match="includes itself"):
+        Policy.load(tmp_path / "a.toml")
+
+
+# --- doses -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def change(policy: Policy, text: str = TEXTS[1]) -> torch.Tensor:
+    """What the policy changes at block 1, over the prompt and a forced reply, `[tokens, d_model]`."""
+    return _stream(policy, text) - _stream(None, text)
+
+
+def _stream(policy: Policy | None, text: str) -> torch.Tensor:
+    lm = tiny.lm()
+    prompts = encode(lm, tiny.said(text))
+    ids = torch.cat([prompts.ids, torch.tensor([REPLY])], dim=1)
+    with steer(lm, tiny.saes(), [policy or find_policy("none")], prompts):
+        return read(lm, ["1.resid_post"], ids)["1.resid_post"][0]
+
+
+ALWAYS = Gate(sensor=tiny.SENSOR, threshold=-99.0)
+
+
+def test_the_dose_rises_with_the_risk():
+    full = change(gated(ALWAYS))
+    score = sense(gated(ALWAYS), tiny.SENSOR, TEXTS[1])
+    soft = ALWAYS.model_copy(update={"threshold": score - 1.0, "soft": 4.0, "floor": 0.2})
+    torch.testing.assert_close(change(gated(soft)), (0.2 + 0.8 * 0.25) * full, atol=1e-10, rtol=0)
+    shut = ALWAYS.model_copy(update={"threshold": score + 0.1, "soft": 4.0})
+    assert torch.equal(change(gated(shut)), torch.zeros_like(full))
+
+
+def test_the_dose_rises_and_falls_over_the_reply():
+    full = change(gated(ALWAYS))
+    first = len(full) - len(REPLY) - 1
+    shaped = change(gated(ALWAYS, onset=2, hold=4, decay=1))
+    for at, (whole, part) in enumerate(zip(full[first:], shaped[first:], strict=True)):
+        rise = min(1.0, (at + 1) / 3)
+        fall = 1.0 if at < 4 else max(0.0, 1 - (at - 4 + 1) / 2)
+        torch.testing.assert_close(part, rise * fall * whole, atol=1e-10, rtol=0)
+
+
+def test_values_scale_with_the_norm_and_are_capped():
+    plain = _stream(None, TEXTS[1])
+    full, scaled = change(gated(ALWAYS)), change(gated(ALWAYS, norm=2.0))
+    f = tiny.saes()["1.resid_post"].encode(plain)[:, [3, 7]]
+    first = len(full) - len(REPLY) - 1
+    for at in range(first, len(full)):
+        value = 4.0 * plain[at].norm() / 2.0
+        wanted = (value - f[at]) @ tiny.saes()["1.resid_post"].W_dec[[3, 7]]
+        torch.testing.assert_close(scaled[at], wanted, atol=1e-10, rtol=0)
+    capped = change(gated(ALWAYS, cap=0.1))
+    for at in range(first, len(full)):
+        limit = min(1.0, float(0.1 * plain[at].norm() / full[at].norm()))
+        torch.testing.assert_close(capped[at], limit * full[at], atol=1e-10, rtol=0)
+
+
+def test_a_change_is_made_outside_of_a_basis():
+    basis = torch.as_tensor(gated(ALWAYS).vector("basis")).double()
+    full, outside = change(gated(ALWAYS)), change(gated(ALWAYS, off="basis"))
+    torch.testing.assert_close(outside, full - full @ basis.T @ basis, atol=1e-9, rtol=0)
+    assert float((outside @ basis.T).abs().max()) < 1e-6 < float((full @ basis.T).abs().max())
+
+
+# --- the gate on the reply -------------------------------------------------------------------------------------------
+
+
+def token_scores(text: str, reply: list[int]) -> list[float]:
+    """The sensor's score of each token of a forced reply."""
+    lm, sae = tiny.lm(), tiny.saes()["0.resid_post"]
+    ids = torch.cat([encode(lm, tiny.said(text)).ids, torch.tensor([reply])], dim=1)
+    f = sae.encode(read(lm, ["0.resid_post"], ids)["0.resid_post"][0, -len(reply) :])
+    weights = torch.tensor(tiny.SENSOR.weights).double()
+    return (f[:, list(tiny.SENSOR.features)] @ weights + tiny.SENSOR.bias).tolist()
+
+
+def naive_late(scores: list[float], how: Continuation) -> tuple[list[float], list[bool]]:
+    smooth, live, trace, states = 0.0, False, [], []
+    for score in scores:
+        smooth += (score - smooth) / how.tau
+        live = smooth >= how.closes if live else smooth >= how.opens
+        trace.append(smooth)
+        states.append(live)
+    return trace, states
+
+
+def late_policy(opens: float, closes: float, **act) -> Policy:
+    how = Continuation(sensor=tiny.SENSOR, opens=opens, closes=closes, tau=2.0)
+    return gated(Gate(sensor=tiny.SENSOR, threshold=99.0, continuation=how), **act)
+
+
+def between(values: list[float], share: float) -> float:
+    low, high = min(values), max(values)
+    return low + share * (high - low)
+
+
+@torch.inference_mode()
+def test_it_opens_and_shuts_with_hysteresis_and_acts_where_it_is_open():
+    scores = token_scores(TEXTS[1], REPLY)
+    trace, _ = naive_late(scores, Continuation(sensor=tiny.SENSOR, opens=0, closes=0, tau=2.0))
+    policy = late_policy(between(trace, 0.6), between(trace, 0.3))
+    trace, states = naive_late(scores, policy.gate.continuation)
+    assert any(states) and not all(states), "the reply is to show both"
+    lm = tiny.lm()
+    prompts = encode(lm, tiny.said(TEXTS[1]))
+    with steer(lm, tiny.saes(), [policy], prompts) as session:
+        lm.model(input_ids=torch.cat([prompts.ids, torch.tensor([REPLY])], dim=1))
+    seen = session.report(0, len(REPLY) + 1)
+    assert seen["trace"] == pytest.approx(trace, abs=1e-4)
+    assert seen["edited"] == sum(states) and seen["open"] and seen["late"] == states.index(True)
+    moved = change(policy)[-len(REPLY) :].norm(dim=1) > 0
+    assert moved.tolist() == states
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("cuts", [[1] * 8, [3, 5], [8]])
+def test_pieces_with_a_cache_are_one_pass(cuts):
+    lm, saes = tiny.lm(), tiny.saes()
+    prompts = encode(lm, tiny.said(*TEXTS))
+    reply = torch.tensor([REPLY, REPLY[::-1], [50 + i for i in range(8)]])
+    policies = [late_policy(-1.0, -1.5, onset=1), tiny.policy(), late_policy(0.2, 0.0)]
+    mask = torch.cat([prompts.mask, torch.ones_like(reply)], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    with steer(lm, saes, policies, prompts) as whole:
+        once = lm.model(
+            input_ids=torch.cat([prompts.ids, reply], dim=1), attention_mask=mask, position_ids=positions
+        ).logits
+    width, cache, pieces = prompts.ids.shape[1], None, []
+    with steer(lm, saes, policies, prompts) as cut:
+        for size in [width, *cuts]:
+            start = sum(p.shape[1] for p in pieces)
+            ids = torch.cat([prompts.ids, reply], dim=1)[:, start : start + size]
+            out = lm.model(
+                input_ids=ids,
+                attention_mask=mask[:, : start + size],
+                position_ids=positions[:, start : start + size],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = out.past_key_values
+            pieces.append(out.logits)
+    real = mask.bool()
+    torch.testing.assert_close(torch.cat(pieces, dim=1)[real], once[real], atol=1e-10, rtol=0)
+    assert [whole.report(i, 9)["edited"] for i in range(3)] == [cut.report(i, 9)["edited"] for i in range(3)]
+
+
+def test_a_reply_that_nothing_is_wrong_with_is_the_plain_one_and_is_known_beforehand():
+    lm, saes, talk = tiny.lm(), tiny.saes(), tiny.said(*TEXTS)
+    settings = GenerationSettings(max_new_tokens=8)
+    plain = dict(generate(lm, saes, talk, [find_policy("none")] * 3, settings))
+    tokens = [lm.tokenizer(plain[i].text, add_special_tokens=False)["input_ids"] for i in range(3)]
+    for policy in (late_policy(99.0, 99.0), late_policy(-99.0, -99.0)):
+        steered = dict(generate(lm, saes, talk, [policy] * 3, settings))
+        opens = policy.gate.continuation.opens < 0
+        assert all(steered[i].steering["open"] == opens for i in range(3))
+        assert opens or all(steered[i].text == plain[i].text for i in range(3))
+        foreseen = decide(lm, saes, talk, policy, replies=[t or [40] for t in tokens])
+        assert [seen["open"] for seen in foreseen] == [opens] * 3
+
+
+def test_a_gate_on_the_reply_reads_no_later_than_the_first_edit():
+    behind = Continuation(sensor=tiny.SENSOR.model_copy(update={"site": "2.resid_post"}), opens=0, closes=0)
+    policy = gated(Gate(sensor=tiny.SENSOR, threshold=0, continuation=behind))
+    prompts = encode(tiny.lm(), tiny.said("Hi"))
+    with (
+        pytest.raises(PolicyError, match="behind its first edit"),
+        steer(tiny.lm(), tiny.saes(), [policy], prompts),
+    ):
+        pass
+
+
+def test_what_fired_says_on_which_word():
+    policy = gated(ALWAYS)
+    lm = tiny.lm()
+    seen = decide(lm, tiny.saes(), tiny.said(TEXTS[0]), policy)[0]
+    one = encode(lm, tiny.said(TEXTS[0]))
+    f = tiny.saes()["0.resid_post"].encode(read(lm, ["0.resid_post"], one.ids)["0.resid_post"][0])
+    for fired in seen["fired"]:
+        assert float(f[fired.position, fired.feature]) == pytest.approx(fired.value, abs=1e-9)
+        assert fired.token == lm.tokenizer.decode([int(one.ids[0, fired.position])])
