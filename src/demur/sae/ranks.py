@@ -1,6 +1,7 @@
 """The processes that train one SAE together: each has its own share of every batch, and all take the same step.
 
-`torchrun --nproc-per-node N -m demur train …` starts them (gloo on CPUs, NCCL on GPUs). Alone, every method does nothing.
+`torchrun --nproc-per-node N -m -- demur train …` starts them (gloo on CPUs, NCCL on GPUs; without the `--`, torchrun takes
+`--run` for an option of its own). Alone, every method does nothing.
 """
 
 import os

@@ -44,7 +44,7 @@ def train_verb(
     demur train -c configs/smollm2-sae.toml --site 20.resid_post
     demur train -c configs/smollm2-sae.toml --site 10.resid_post --site 14.resid_post
     demur train -c configs/phi3-mini.toml --dry-run --gpu H100
-    torchrun --nproc-per-node 8 -m demur train -c configs/phi3-mini.toml
+    torchrun --nproc-per-node 8 -m -- demur train -c configs/phi3-mini.toml
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ def measured(
 def show_plan(settings: SAESettings, gpu: str | None, count: int, model_config: Path | None, json: bool) -> None:
     """Prints what training with these settings would take."""
     gpus = [find_gpu(gpu)] if gpu else GPUS
-    made = plan(shape(settings.model, model_config), settings, lambda path: locate(path).is_file())
-    estimates = [on(made, g, count) for g in gpus]
+    made = plan(shape(settings.model, model_config), settings, lambda path: locate(path).is_file(), count)
+    estimates = [on(made, g) for g in gpus]
     body = made.model_dump(mode="json", exclude={"shape": {"blocks"}}) | {"peak": made.peak.total}
     show(
         body | {"gpus": [e.model_dump(mode="json") for e in estimates], "assumed": ASSUMED},
@@ -172,7 +172,7 @@ def plan_tables(made: Plan, estimates: list[Estimate]) -> list[Table]:
     gpus = _table("time", "GPU", "memory", "fits", "time in all", "")
     for e in estimates:
         spread = " to ".join(dict.fromkeys((_time(e.least), _time(e.most))))
-        name = e.gpu if e.gpus == 1 else f"{e.gpus} × {e.gpu}"
+        name = e.gpu if made.gpus == 1 else f"{made.gpus} × {e.gpu}"
         gpus.add_row(name, _bytes(e.memory), "yes" if e.fits else "no", spread, "; ".join(e.remarks))
     return [text, work, memory, gpus]
 
