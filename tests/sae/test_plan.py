@@ -71,7 +71,8 @@ def test_time_on_a_gpu_by_hand():
     reading, learning, _ = made.stages
     found = on(made, gpu)
     assert found.seconds["reading"] == pytest.approx(reading.model_flops / 40e12 + reading.traffic / 0.8e12)
-    assert found.seconds["learning"] == pytest.approx(learning.sae_flops / 4e12 + learning.traffic / 0.8e12)
+    moved = learning.traffic + learning.each
+    assert found.seconds["learning"] == pytest.approx(learning.sae_flops / 4e12 + moved / 0.8e12)
     assert found.most == found.least == pytest.approx(sum(found.seconds.values()))
     # However fast the chip, Python has to start every block.
     fast = on(made, gpu._replace(half=1e9, bandwidth=1e9))
@@ -80,6 +81,30 @@ def test_time_on_a_gpu_by_hand():
     whole = phi_3(SETTINGS.model_copy(update={"dtype": "float32"}))
     slow = on(whole, gpu._replace(bandwidth=1e9)).seconds["reading"]
     assert slow == pytest.approx(10 * on(made, gpu._replace(bandwidth=1e9)).seconds["reading"], rel=1e-3)
+
+
+def test_several_gpus_share_what_can_be_shared_and_say_what_does_not_fit():
+    one, many = phi_3(), plan(shape("owner/phi-3", PHI_3), SETTINGS, gpus=8)
+    gpu = Gpu("ours", memory=80, half=100, single=10, bandwidth=1000)
+    alone, shared = on(one, gpu).seconds, on(many, gpu).seconds
+    assert shared["reading"] == pytest.approx(alone["reading"] / 8)
+    learning = one.stages[1]
+    own = learning.each / 0.8e12  # every GPU's own optimiser; then gradients, each passed on twice around the ring
+    exchanged = 4 * 479 * 151_022_592 * 2 * 7 / 8 / 50e9
+    assert shared["learning"] == pytest.approx((alone["learning"] - own) / 8 + own + exchanged)
+    assert shared["measuring"] == alone["measuring"]
+    steps = [next(h for h in made.memory if h.name == "training").parts["a step"] for made in (one, many)]
+    assert steps[1] < steps[0]
+    large = on(plan(shape("owner/llama", PHI_3.with_name("llama-70b.json")), SETTINGS), find_gpu("H100"))
+    assert "the model alone is larger, and is not split" in large.remarks[0]
+
+
+def test_several_sites_cost_their_saes_and_one_reading():
+    one, two = phi_3(), phi_3(SETTINGS.model_copy(update={"site": ("6.resid_post", "4.resid_post")}))
+    assert two.stages[0] == one.stages[0]
+    assert two.stages[1].sae_flops == 2 * one.stages[1].sae_flops
+    parts = [next(h for h in made.memory if h.name == "training").parts for made in (one, two)]
+    assert parts[1]["SAE, gradients, Adam"] == 2 * parts[0]["SAE, gradients, Adam"]
 
 
 def test_the_dead_feature_loss_is_counted_apart():

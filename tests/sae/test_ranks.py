@@ -1,4 +1,4 @@
-"""Several processes: the same SAE as one process makes of the same batches; a killed one ends the run, which resumes."""
+"""Several processes: the SAE that one makes of the same batches; one that is killed ends the run, which resumes."""
 
 import os
 import random

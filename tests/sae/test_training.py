@@ -20,6 +20,7 @@ from demur.sae.checkpoint import CHECKPOINT
 from demur.sae.sae import SAE
 from demur.sae.settings import SAESettings
 from demur.sae.train import TEXT, gather_text, train
+from demur.verbs.train import train_verb
 from tests import tiny
 
 SETTINGS = SAESettings(
@@ -206,6 +207,21 @@ def test_text_of_another_tokenizer_is_one_clear_error(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(SettingsError, match="has 100 embeddings"):
         gather_text(small, settings, tmp_path / "b")
+
+
+def test_the_verb_writes_a_folder_for_each_site_and_fine_tunes(tmp_path, capsys):
+    lm().model.save_pretrained(tmp_path / "model")
+    lm().tokenizer.save_pretrained(tmp_path / "model")
+    given = {"model": str(tmp_path / "model"), "site": ["0.resid_post", "2.resid_post"], "rule": "batchtopk"}
+    settings = SAESettings.model_validate(source(tmp_path).model_dump() | given | {"finetune_tokens": 500})
+    train_verb(settings, run=tmp_path / "run", json=True)
+    said = json.loads(capsys.readouterr().out)
+    for card, layer in zip(said["saes"], (0, 2), strict=True):
+        sae = SAE.load(tmp_path / "run" / f"sae-{layer}")
+        assert (sae.hash, sae.config.site, sae.config.rule) == (card["sae_hash"], f"{layer}.resid_post", "batchtopk")
+        assert card["quality"]["fvu"] < 1
+    with pytest.raises(SettingsError, match="other settings"):
+        train_verb(settings.model_copy(update={"k": 5}), run=tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 Dense figures (without structured sparsity), with sums in float32 where the sheet gives a choice; the SXM variant unless
 the name says otherwise. Sources: NVIDIA's data sheets of H200, H100, A100, L40S, L4, A10, V100 and T4, and the
-architecture white papers of GA102 (RTX 3090, RTX A6000) and AD102 (RTX 4090).
+architecture white papers of GA102 (RTX 3090, RTX A6000) and AD102 (RTX 4090); AMD's data sheet of MI300X (vector
+float32).
 """
 
 import difflib
@@ -28,6 +29,7 @@ class Gpu(NamedTuple):
 
 GPUS = (
     Gpu("H200", 141, 989, 67, 4800),
+    Gpu("MI300X", 192, 1307.4, 163.4, 5300),
     Gpu("H100", 80, 989, 67, 3350),
     Gpu("H100-PCIe", 80, 756, 51, 2000),
     Gpu("A100-80G", 80, 312, 19.5, 2039),

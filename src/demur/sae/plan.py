@@ -75,6 +75,8 @@ class Stage(Record):
     """In float32."""
     traffic: int = 0
     """Bytes read from the GPU's memory or written to it, weights and caches above all."""
+    each: int = 0
+    """Those that every GPU reads or writes, however many share the work: the optimiser's."""
     launches: int = 0
     """Blocks run, over all passes."""
     at_most: bool = False
@@ -120,7 +122,10 @@ class Plan(Record):
     """Tokens that its quality is measured on."""
     steps: int
     stages: tuple[Stage, ...]
+    gpus: int
+    """Each with the whole model, the SAE and its share of the text."""
     memory: tuple[Held, ...]
+    """Of each GPU."""
     disk: dict[str, int]
 
     @property
@@ -130,10 +135,9 @@ class Plan(Record):
 
 
 class Estimate(Record):
-    """A plan on so many GPUs of one kind, each with the whole model and its share of the text."""
+    """A plan on GPUs of one kind."""
 
     gpu: str
-    gpus: int
     memory: int
     fits: bool
     seconds: dict[str, float]
@@ -143,7 +147,9 @@ class Estimate(Record):
     remarks: tuple[str, ...]
 
 
-def plan(shape: Shape, settings: SAESettings, is_file: Callable[[str], bool] = lambda path: False) -> Plan:
+def plan(
+    shape: Shape, settings: SAESettings, is_file: Callable[[str], bool] = lambda path: False, gpus: int = 1
+) -> Plan:
     """The plan of `train` with these settings on a model of this shape; `is_file` says which text is there.
 
     Raises:
@@ -178,13 +184,14 @@ def plan(shape: Shape, settings: SAESettings, is_file: Callable[[str], bool] = l
         held_out=held_out,
         steps=steps,
         stages=tuple(stages),
-        memory=tuple(_memory(shape, settings)),
+        gpus=gpus,
+        memory=tuple(_memory(shape, settings, gpus)),
         disk=_disk(shape.d_model, settings, tokens),
     )
 
 
-def on(made: Plan, gpu: Gpu, gpus: int = 1) -> Estimate:
-    """How long a plan takes on a GPU, or on several, and whether it fits there.
+def on(made: Plan, gpu: Gpu) -> Estimate:
+    """How long a plan takes on a kind of GPU, and whether it fits there.
 
     Raises:
         SettingsError: the plan is in float64, whose speed the table does not have.
@@ -197,22 +204,22 @@ def on(made: Plan, gpu: Gpu, gpus: int = 1) -> Estimate:
     for stage in made.stages:
         busy = (stage.model_flops / rate + stage.sae_flops / gpu.single) / (UTILISED * 1e12)
         busy += stage.traffic / (FED * gpu.bandwidth * 1e9)
-        seconds[stage.name] = max(busy, stage.launches * LAUNCH)
-        if stage.shared:
-            # Each takes its share; parameters are read and gradients exchanged as often as there are steps.
-            seconds[stage.name] /= gpus
-            seconds[stage.name] += stage.exchanged * 2 * (gpus - 1) / gpus / (LINK * 1e9)
+        seconds[stage.name] = max(busy, stage.launches * LAUNCH) / (made.gpus if stage.shared else 1)
+        # A ring passes each byte on twice.
+        seconds[stage.name] += stage.each / (FED * gpu.bandwidth * 1e9)
+        seconds[stage.name] += stage.exchanged * 2 * (made.gpus - 1) / made.gpus / (LINK * 1e9)
     total = sum(seconds.values())
     fits = made.peak.total + RESERVED <= gpu.memory * 1e9
     remarks = []
     if not fits:
         short = (made.peak.total + RESERVED) / 1e9 - gpu.memory
-        remarks.append(f"{made.peak.name} needs {short:.1f} GB more: {LESS[made.peak.name]}")
+        alone = made.peak.parts["model"] > gpu.memory * 1e9
+        mend = "the model alone is larger, and is not split" if alone else LESS[made.peak.name]
+        remarks.append(f"{made.peak.name} needs {short:.1f} GB more: {mend}")
     if slow:
         remarks.append("no bfloat16: give --dtype float16")
     return Estimate(
         gpu=gpu.name,
-        gpus=gpus,
         memory=int(gpu.memory * 1e9),
         fits=fits,
         seconds=seconds,
@@ -281,14 +288,14 @@ def _reading(shape: Shape, run: tuple[Block, ...], settings: SAESettings, tokens
 
 def _learning(shape: Shape, settings: SAESettings, tokens: int, steps: int) -> list[Stage]:
     d_model, d_sae, saes = shape.d_model, settings.d_sae, len(settings.site)
-    held = SWEEPS * sae_parameters(d_model, d_sae) + PRE_SWEEPS * settings.batch * d_sae
     learning = Stage(
         name="learning",
         about="the SAE, forward and backward, and Adam",
         tokens=tokens,
         passes=steps,
         sae_flops=saes * step_flops(d_model, d_sae, settings.k, tokens),
-        traffic=saes * 4 * steps * held,
+        traffic=saes * 4 * tokens * PRE_SWEEPS * d_sae,
+        each=saes * 4 * steps * SWEEPS * sae_parameters(d_model, d_sae),
         shared=True,
         exchanged=saes * 4 * steps * sae_parameters(d_model, d_sae),
     )
@@ -325,7 +332,7 @@ def _measuring(shape: Shape, run: tuple[Block, ...], settings: SAESettings, toke
     )
 
 
-def _memory(shape: Shape, settings: SAESettings) -> list[Held]:
+def _memory(shape: Shape, settings: SAESettings, gpus: int) -> list[Held]:
     d_model, d_sae, width = shape.d_model, settings.d_sae, BYTES[settings.dtype]
     weights = {"model": shape.parameters * width}
 
@@ -337,7 +344,7 @@ def _memory(shape: Shape, settings: SAESettings) -> list[Held]:
         rows = settings.sampled.batch
         cache = rows * (PROMPT + settings.sampled.max_new_tokens) * shape.cached * len(shape.blocks) * width
         found.append(Held(name="sampling", parts=weights | {"KV cache": cache, "a pass": passing(rows * PROMPT)}))
-    saes, batch = len(settings.site), settings.batch
+    saes, batch = len(settings.site), math.ceil(settings.batch / gpus)
     piece = min(batch, max(64, PIECE_ON_GPU // d_sae)) * d_sae
     training = {
         "SAE, gradients, Adam": saes * state_bytes(d_model, d_sae),

@@ -54,6 +54,8 @@ class SAESettings(ModelSettings):
     """A feature that was not active for so many tokens counts as dead."""
     dead_loss: float = Field(default=1 / 32, ge=0)
     """Weight of the dead-feature loss (Gao et al., appendix A.2)."""
+    finetune_tokens: int = Field(default=0, ge=0)
+    """Tokens to fine-tune on through the model at the end (`sae.finetune`); a run killed there does it again."""
     checkpoint_every: float = Field(default=60, ge=0)
     """Seconds between checkpoints."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -14,6 +14,7 @@ from demur.models.gpus import GPUS, find_gpu
 from demur.models.load import LanguageModel, load
 from demur.models.shape import shape
 from demur.models.sites import Site
+from demur.sae.finetune import finetune
 from demur.sae.plan import ASSUMED, Estimate, Plan, on, plan
 from demur.sae.quality import measure
 from demur.sae.ranks import Ranks, joined
@@ -89,7 +90,8 @@ def measured(
 ) -> None:
     """Writes each SAE with its card, and prints what it comes to."""
     cards, lines = [], []
-    for sae in saes:
+    for trained in saes:
+        sae = finetune(lm, trained, text, settings) if settings.finetune_tokens else trained
         where = folder / ("sae" if len(saes) == 1 else f"sae-{Site.parse(sae.config.site).layer}")
         sae.save(where)
         quality = measure(lm, sae, held_out)
@@ -122,8 +124,8 @@ def measured(
 def show_plan(settings: SAESettings, gpu: str | None, count: int, model_config: Path | None, json: bool) -> None:
     """Prints what training with these settings would take."""
     gpus = [find_gpu(gpu)] if gpu else GPUS
-    made = plan(shape(settings.model, model_config), settings, lambda path: locate(path).is_file())
-    estimates = [on(made, g, count) for g in gpus]
+    made = plan(shape(settings.model, model_config), settings, lambda path: locate(path).is_file(), count)
+    estimates = [on(made, g) for g in gpus]
     body = made.model_dump(mode="json", exclude={"shape": {"blocks"}}) | {"peak": made.peak.total}
     show(
         body | {"gpus": [e.model_dump(mode="json") for e in estimates], "assumed": ASSUMED},
@@ -170,7 +172,7 @@ def plan_tables(made: Plan, estimates: list[Estimate]) -> list[Table]:
     gpus = _table("time", "GPU", "memory", "fits", "time in all", "")
     for e in estimates:
         spread = " to ".join(dict.fromkeys((_time(e.least), _time(e.most))))
-        name = e.gpu if e.gpus == 1 else f"{e.gpus} × {e.gpu}"
+        name = e.gpu if made.gpus == 1 else f"{made.gpus} × {e.gpu}"
         gpus.add_row(name, _bytes(e.memory), "yes" if e.fits else "no", spread, "; ".join(e.remarks))
     return [text, work, memory, gpus]
 
