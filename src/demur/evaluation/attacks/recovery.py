@@ -175,7 +175,7 @@ def fit(
 
     with torch.no_grad():
         before, stream = nats(delta)
-    moved, span = stream, stream.shape[1]  # no longer than the words
+    span = stream.shape[1]  # no longer than the words
     most = settings.recovery_norm * stream.norm(dim=-1)
     u, best, after = delta[:, :span].clone(), delta[:, :span].clone(), before
     for step in range(settings.recovery_steps + 1):
