@@ -20,8 +20,8 @@ from demur.sae.sparse import Active
 
 NEAR = 0.8
 """BatchTopK looks at what lies above so much of the last batch's threshold; if that is too little, further down."""
-MEMORY = 0.99
-"""How much of BatchTopK's threshold is kept at each step."""
+MEMORY = 0.9
+"""How much of BatchTopK's threshold is kept at each step; it wanders as the SAE learns, and varies little by batch."""
 
 
 class LearningRule(Protocol):
