@@ -1,9 +1,12 @@
 """`demur --help` answers at once: nothing heavy is imported until a verb needs it."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 
 import pytest
+from pydantic import BaseModel
 
 from demur.cli import VERBS, main
 
@@ -30,3 +33,14 @@ def test_a_verbs_help_has_examples_of_it(verb, monkeypatch, capsys):
         main()
     _, _, examples = capsys.readouterr().out.partition("Examples:")
     assert f"demur {verb}" in examples
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_settings_have_the_defaults_of_their_class_and_are_flags_only(verb):
+    """Once one flag of some settings is given, cyclopts takes the others from the class, not from the default given."""
+    module, _, name = VERBS[verb][0].partition(":")
+    for parameter in inspect.signature(getattr(importlib.import_module(module), name)).parameters.values():
+        if isinstance(parameter.default, BaseModel):
+            assert parameter.annotation.__origin__ is type(parameter.default)
+            assert parameter.default == type(parameter.default)()
+            assert parameter.kind is parameter.KEYWORD_ONLY

@@ -8,7 +8,7 @@ from demur.records.features import Area, Evidence, Feature, FeatureSet, HeldOut,
 from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
 from demur.records.policy import LEVELS, Level, LevelName, Policy
 from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
-from demur.records.record import R, Record, evenly, first_problem, parse
+from demur.records.record import R, Record, evenly, first_problem, parse, read_rows
 from demur.records.sensors import (
     CastSensor,
     Continuation,
@@ -65,5 +65,6 @@ __all__ = [
     "evenly",
     "first_problem",
     "parse",
+    "read_rows",
     "readers",
 ]

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from demur.errors import DemurError
+from demur.errors import DemurError, FileError
+from demur.files import read_jsonl
 
 
 class Record(BaseModel):
@@ -32,6 +33,26 @@ def parse(kind: type[R], raw: Any, where: Path | str, error: type[DemurError]) -
         return kind.model_validate(raw)
     except ValidationError as problem:
         raise error(f"{where}: {first_problem(problem, kind)}.") from problem
+
+
+def read_rows(kind: type[R], path: Path, needed: str) -> list[R]:
+    """The rows of a JSONL file as records; columns that the record does not have are passed over.
+
+    Args:
+        kind: Of each row.
+        path: The file.
+        needed: What a row must have, for the error, such as "id, turns and label".
+
+    Raises:
+        FileError: no such file, a row that is none of these, or no row at all.
+    """
+    found = []
+    for number, raw in enumerate(read_jsonl(path), 1):
+        known = {k: v for k, v in raw.items() if k in kind.model_fields and v is not None}
+        found.append(parse(kind, known, f"{path}, row {number}", FileError))
+    if not found:
+        raise FileError(f"{path} holds no rows; give some with {needed}.")
+    return found
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel] | None = None) -> str:

@@ -172,8 +172,9 @@ class Late:
         self.smooth = torch.zeros(rows, device=like.device, dtype=wide(like))
         self.live = torch.zeros(rows, device=like.device, dtype=torch.bool)
         self.since = torch.zeros(rows, device=like.device, dtype=torch.long)
-        self.scores: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Rows, positions and smoothed scores, as they came."""
+        self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        """Rows, positions, smoothed scores and whether the gate was open, as they came."""
+        self._told: tuple[int, dict[int, list[tuple[int, float, bool]]]] = (0, {})
         self.opened: dict[int, tuple[Tensor, Tensor]] = {}
         """By position: which rows are open there, and since which position."""
 
@@ -188,9 +189,18 @@ class Late:
             is_open = torch.where(was, smooth >= self.how.closes, smooth >= self.how.opens)
             self.smooth[row], self.live[row] = smooth, is_open
             self.since[row] = torch.where(is_open & ~was, position, self.since[row])
-            self.scores.append((row, seen.position[now], smooth))
+            self.steps.append((row, seen.position[now], smooth, is_open))
             if self.live.any():
                 self.opened[position] = (self.live.clone(), self.since.clone())
+
+    def trace(self, row: int) -> list[tuple[int, float, bool]]:
+        """Position, smoothed score and whether it was open, at each token of a row's reply."""
+        if self._told[0] != len(self.steps):
+            rows: dict[int, list[tuple[int, float, bool]]] = {}
+            for r, *told in zip(*(torch.cat(part).tolist() for part in zip(*self.steps, strict=True)), strict=True):
+                rows.setdefault(r, []).append((told[0], told[1], told[2]))
+            self._told = len(self.steps), rows
+        return self._told[1].get(row, [])
 
     def at(self, row: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
         """Whether the gate is open at these tokens, and since which position."""
@@ -211,11 +221,12 @@ class GateState:
         policy: Policy,
         gate: Gate,
         features: Mapping[str, Tensor],
-        saes: Mapping[str, SAE],
         rows: int,
         like: Tensor,
     ) -> None:
         self.gate = gate
+        self.prompt_readers = gate.readers
+        self._sites = {r.site for r in self.prompt_readers}
         self.states: dict[Reader, ReaderState] = {}
         for sensor in gate.every_reader:
             if isinstance(sensor, FeatureSensor):
@@ -231,9 +242,15 @@ class GateState:
             self.late = Late(gate, state, rows, like)
         self._decided: tuple[Tensor, ...] | None = None
 
+    def reads(self, site: str, of_reply: bool) -> bool:
+        """Whether something is read at a site, of prompts or of replies."""
+        if of_reply:
+            return self.late is not None and self.late.how.sensor.site == site
+        return site in self._sites
+
     def update(self, site: str, seen: Seen) -> None:
         """Takes in tokens of prompts, as they are at one of the gate's sites."""
-        for sensor in self.gate.readers:
+        for sensor in self.prompt_readers:
             if sensor.site == site:
                 self.states[sensor].update(seen)
                 self._decided = None
@@ -260,7 +277,7 @@ class GateState:
 
     def fired(self, row: int) -> tuple[Fired, ...]:
         """The sensors that took part in a row's score."""
-        found = [f for sensor in self.gate.readers for f in self.states[sensor].fired(row)]
+        found = [f for sensor in self.prompt_readers for f in self.states[sensor].fired(row)]
         return tuple({(f.site, f.feature): f for f in found}.values())
 
     def _decide(self) -> tuple[Tensor, ...]:

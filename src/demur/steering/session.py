@@ -75,7 +75,7 @@ class Session:
             Plan(
                 policy=p,
                 rows=torch.tensor([h == p.hash for h in hashes], device=like.device),
-                gate=GateState(p, p.gate, self.features, saes, len(policies), like) if p.gate else None,
+                gate=GateState(p, p.gate, self.features, len(policies), like) if p.gate else None,
                 actions=tuple(Action.of(i, p, len(policies), like) for i in p.interventions),
             )
             for p in distinct
@@ -125,18 +125,22 @@ class Session:
 
     def _sense(self, site: str, x: Tensor, row: Tensor, position: Tensor) -> None:
         in_prompt = position < self.length[row]
-        place = position.clamp_max(self.readable.shape[1] - 1)
-        # The tail of the template leads over to the reply, and by then the model has made up its mind.
-        tail = self.worded[row] & (position >= self.length[row] - TAIL)
-        readable = in_prompt & (self.readable[row, place] | tail)
-        for of_reply, tokens in ((False, readable), (True, ~in_prompt)):
+        for of_reply in (False, True):
             readers = [
                 (plan, plan.gate.late if of_reply else plan.gate)
                 for plan in self.plans
-                if plan.gate is not None and site in _sites_read(plan.gate, of_reply)
+                if plan.gate is not None and plan.gate.reads(site, of_reply)
             ]
-            tokens = tokens & torch.stack([plan.rows for plan, _ in readers]).any(0)[row] if readers else tokens
+            tokens = ~in_prompt if of_reply else in_prompt
+            # Asked first, since most passes are of one token of a reply, with no gate that reads it.
             if not readers or not tokens.any():
+                continue
+            if not of_reply:
+                # The tail of the template leads over to the reply, and by then the model has made up its mind.
+                tail = self.worded[row] & (position >= self.length[row] - TAIL)
+                tokens = tokens & (self.readable[row, position.clamp_max(self.readable.shape[1] - 1)] | tail)
+            tokens = tokens & torch.stack([plan.rows for plan, _ in readers]).any(0)[row]
+            if not tokens.any():
                 continue
             seen = Seen(x[tokens], row[tokens], position[tokens], self.saes.get(site), self.features[site])
             for plan, gate in readers:
@@ -230,21 +234,11 @@ class Session:
         return fired.model_copy(update={"token": self.lm.tokenizer.decode([int(token)])})
 
 
-def _sites_read(gate: GateState, of_reply: bool) -> set[str]:
-    if of_reply:
-        return {gate.late.how.sensor.site} if gate.late is not None else set()
-    return {reader.site for reader in gate.gate.readers}
-
-
 def _late(late: Late, row: int, length: int, reply_tokens: int) -> dict:
-    trace = [
-        (int(position[rows == row]), float(score[rows == row]))
-        for rows, position, score in late.scores
-        if (rows == row).any()
-    ]
-    trace = [(at - length, score) for at, score in trace if at - length < reply_tokens - 1]
-    opened = [at for at, _ in trace if at + length in late.opened and bool(late.opened[at + length][0][row])]
-    return {"trace": tuple(round(s, 4) for _, s in trace)} | ({"late": opened[0], "open": True} if opened else {})
+    trace = [(at - length, score, is_open) for at, score, is_open in late.trace(row) if at - length < reply_tokens - 1]
+    opened = [at for at, _, is_open in trace if is_open]
+    found: dict = {"trace": tuple(round(score, 4) for _, score, _ in trace)}
+    return found | ({"late": opened[0], "open": True} if opened else {})
 
 
 TAIL = 1

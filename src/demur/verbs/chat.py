@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from pydantic import Field
 from rich.columns import Columns
 from rich.panel import Panel
 from rich.text import Text
@@ -20,7 +21,16 @@ from demur.steering.generate import Reply, generate
 from demur.steering.policies import NONE, find_policy, known_features, load_saes
 from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
 
-DEFAULTS = GenerationSettings(max_new_tokens=128)
+
+class ChatSettings(GenerationSettings):
+    """How replies are made in a conversation."""
+
+    # In a class, not in an instance: once one flag is given, cyclopts takes the others from the class.
+    max_new_tokens: int = Field(default=128, gt=0)
+    """Longest reply, in tokens."""
+
+
+DEFAULTS = ChatSettings()
 
 
 def chat_verb(
@@ -31,7 +41,7 @@ def chat_verb(
     compare: bool = False,
     sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006 - never changed
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
-    settings: Annotated[GenerationSettings, Parameter(name="*")] = DEFAULTS,
+    settings: Annotated[ChatSettings, Parameter(name="*")] = DEFAULTS,
     json: bool = False,
 ) -> None:
     """Talk to the model under a policy.

@@ -27,8 +27,8 @@ DEFAULTS = SAESettings()
 
 
 def train_verb(
-    settings: Annotated[SAESettings, Parameter(name="*")] = DEFAULTS,
     *,
+    settings: Annotated[SAESettings, Parameter(name="*")] = DEFAULTS,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     gpu: str | None = None,
     gpus: int = 1,

@@ -133,7 +133,7 @@ def system_prompt(goal: str, turns: int, path: Path | None = None) -> str:
 
 
 def _value(path: Path) -> str:
-    import yaml  # transformers' hub client brings it along
+    import yaml
 
     try:
         body = yaml.safe_load(read_text(path))

@@ -11,10 +11,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from demur.errors import FileError
 from demur.evaluation.attacks.conversations import Conversations, Target, asked, said, with_controls
-from demur.files import read_jsonl
-from demur.records import Label, Message, Policy, Prompt, Record, Transcript, evenly, parse
+from demur.records import Label, Message, Policy, Prompt, Record, Transcript, evenly, read_rows
 
 NAME = "crescendo"
 """The attack, and the set of its last replies."""
@@ -47,13 +45,7 @@ def load_scripts(path: Path | None = None) -> list[Script]:
     if path is None:
         with as_file(files("demur.shipped") / "prompts" / "crescendo.jsonl") as shipped:
             return load_scripts(shipped)
-    found = []
-    for number, raw in enumerate(read_jsonl(path), 1):
-        known = {k: v for k, v in raw.items() if k in Script.model_fields and v is not None}
-        found.append(parse(Script, known, f"{path}, row {number}", FileError))
-    if not found:
-        raise FileError(f"{path} holds no scripts; give rows with id, turns and label.")
-    return found
+    return read_rows(Script, path, "id, turns and label")
 
 
 def pairs_of(scripts: Sequence[Script], n: int | None) -> list[Script]:

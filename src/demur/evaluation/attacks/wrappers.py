@@ -15,9 +15,8 @@ from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
-from demur.errors import FileError, PromptError
-from demur.files import read_jsonl
-from demur.records import Label, Message, Prompt, PromptSet, Record, parse
+from demur.errors import PromptError
+from demur.records import Label, Message, Prompt, PromptSet, Record, read_rows
 
 SLOT = "{request}"
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
@@ -113,13 +112,7 @@ def load_wrappers(path: Path | None = None) -> list[Wrapper]:
     if path is None:
         with as_file(files("demur.shipped") / "attacks" / "wrappers.jsonl") as shipped:
             return load_wrappers(shipped)
-    found = []
-    for number, raw in enumerate(read_jsonl(path), 1):
-        known = {k: v for k, v in raw.items() if k in Wrapper.model_fields and v is not None}
-        found.append(parse(Wrapper, known, f"{path}, row {number}", FileError))
-    if not found:
-        raise FileError(f"{path} holds no wrappers; give rows with id, family and template or transform.")
-    return found
+    return read_rows(Wrapper, path, "id, family and template or transform")
 
 
 def wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], n: int, name: str = "wrappers") -> PromptSet:
