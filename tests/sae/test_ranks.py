@@ -64,11 +64,11 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_resumes(tmp_path):
     lm.model.save_pretrained(tmp_path / "model")
     lm.tokenizer.save_pretrained(tmp_path / "model")
     rng = random.Random(1)
-    lines = ['{"text": "' + " ".join(rng.choices(["sun", "rain", "wind", "snow"], k=60)) + '"}' for _ in range(900)]
+    lines = ['{"text": "' + " ".join(rng.choices(["sun", "rain", "wind", "snow"], k=60)) + '"}' for _ in range(300)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     (tmp_path / "c.toml").write_text(
         f'[train]\nmodel = "{tmp_path / "model"}"\nsite = "1.resid_post"\nd_sae = 64\nk = 4\nbatch = 32\nlength = 64\n'
-        f'buffer = 1024\ncheckpoint_every = 0.2\ntext = [{{ path = "{tmp_path / "text.jsonl"}", tokens = 120000 }}]\n'
+        f'buffer = 1024\ncheckpoint_every = 0.2\ntext = [{{ path = "{tmp_path / "text.jsonl"}", tokens = 36000 }}]\n'
     )
 
     def command(run: str) -> list[str]:

@@ -214,14 +214,14 @@ def test_the_verb_writes_a_folder_for_each_site_and_fine_tunes(tmp_path, capsys)
     lm().tokenizer.save_pretrained(tmp_path / "model")
     given = {"model": str(tmp_path / "model"), "site": ["0.resid_post", "2.resid_post"], "rule": "batchtopk"}
     settings = SAESettings.model_validate(source(tmp_path).model_dump() | given | {"finetune_tokens": 500})
-    train_verb(settings, run=tmp_path / "run", json=True)
+    train_verb(settings=settings, run=tmp_path / "run", json=True)
     said = json.loads(capsys.readouterr().out)
     for card, layer in zip(said["saes"], (0, 2), strict=True):
         sae = SAE.load(tmp_path / "run" / f"sae-{layer}")
         assert (sae.hash, sae.config.site, sae.config.rule) == (card["sae_hash"], f"{layer}.resid_post", "batchtopk")
         assert card["quality"]["fvu"] < 1
     with pytest.raises(SettingsError, match="other settings"):
-        train_verb(settings.model_copy(update={"k": 5}), run=tmp_path / "run")
+        train_verb(settings=settings.model_copy(update={"k": 5}), run=tmp_path / "run")
 
 
 @pytest.mark.slow
