@@ -10,6 +10,7 @@ from demur.records.policy import LEVELS, Level, LevelName, Policy
 from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
 from demur.records.record import R, Record, evenly, first_problem, parse, read_rows
 from demur.records.sensors import (
+    AttentionSensor,
     CastSensor,
     Continuation,
     FeatureSensor,
@@ -27,6 +28,7 @@ from demur.records.vectors import Vectors
 __all__ = [
     "LEVELS",
     "Area",
+    "AttentionSensor",
     "CastSensor",
     "Continuation",
     "Edit",

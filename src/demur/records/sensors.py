@@ -41,6 +41,22 @@ class ProbeSensor(Record):
     pooling: Pooling = "mean"
 
 
+class AttentionSensor(Record):
+    """A small attention probe of the stream: not made of features, so it names none.
+
+    Each of a few heads weighs the tokens it reads and takes a few figures off them, `z = Σ_t softmax_t(Q x_t) (V x_t + c)`;
+    the score is `bias + w · gelu(z)`.
+    """
+
+    kind: Literal["attention"] = "attention"
+    name: str = "harm"
+    site: str
+    vector: str
+    """First part of the names of its arrays in the safetensors file beside the policy's: `.query [heads, d_model]`,
+    `.value [heads · width, d_model]`, `.value_bias` and `.out [heads · width]`."""
+    bias: float = 0.0
+
+
 class CastSensor(Record):
     """CAST's condition (Lee et al., arXiv 2409.05907): how far the prompt lies along one direction.
 
@@ -83,7 +99,7 @@ class JoinedSensor(Record):
         return self
 
 
-Reader = FeatureSensor | ProbeSensor | CastSensor
+Reader = FeatureSensor | ProbeSensor | AttentionSensor | CastSensor
 """Sensors that read the stream themselves."""
 Sensor = Annotated[Reader | JoinedSensor, Field(discriminator="kind")]
 JoinedSensor.model_rebuild()
@@ -111,7 +127,7 @@ class Continuation(Record):
     from 0), opens the gate when it reaches `opens` and shuts it when it falls below `closes` (hysteresis).
     """
 
-    sensor: Annotated[FeatureSensor | ProbeSensor, Field(discriminator="kind")]
+    sensor: Annotated[FeatureSensor | ProbeSensor | AttentionSensor, Field(discriminator="kind")]
     """Read token by token: its pooling is not used."""
     opens: float
     closes: float
