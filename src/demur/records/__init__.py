@@ -4,7 +4,7 @@ Each record is frozen, knows no unknown keys, and lives on disk as JSONL (rows),
 that every stage can be run again from files.
 """
 
-from demur.records.features import Area, Evidence, Feature, FeatureSet, HeldOut, HeldOutPair, Pooling
+from demur.records.features import Area, Evidence, Feature, FeatureSet, HeldOut, HeldOutPair
 from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
 from demur.records.policy import LEVELS, Level, LevelName, Policy
 from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
@@ -17,6 +17,7 @@ from demur.records.sensors import (
     Gate,
     JoinedSensor,
     Kind,
+    Pooling,
     ProbeSensor,
     Reader,
     Sensor,

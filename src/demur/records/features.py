@@ -1,15 +1,15 @@
 """Features that `demur find` chose, with the evidence for each."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from demur.errors import FileError
-from demur.files import read_json
+from demur.errors import FileError, PolicyError
+from demur.files import read_json, replacing, write_json
 from demur.records.record import Record, parse
-
-Pooling = Literal["max", "mean", "last"]
+from demur.records.sensors import Continuation, FeatureSensor, JoinedSensor, Kind, Pooling, Reader, Sensor, readers
+from demur.records.vectors import Vectors
 
 
 class Evidence(Record):
@@ -87,15 +87,49 @@ class FeatureSet(Record):
     features: tuple[Feature, ...]
     held_out: tuple[HeldOut, ...] = ()
     """Sensors, and a dense probe beside them, on sources of prompts that they were not fitted to (`--held-out`)."""
+    sensor: Sensor | None = None
+    """What reads harm, where it is more than the sensors above, weighted and summed; over one or several sites."""
+    kinds: tuple[Kind, ...] = ()
+    """What reads which kind of harm it is."""
+    continuation: Continuation | None = None
+    """What reads harm off the reply; its thresholds are set anew by `demur calibrate`."""
+    saes: dict[str, str] = {}
+    """Hash of the SAE at each other site at which features are read."""
+    vectors: str = ""
+    """Hash of the file of vectors beside this one, which probes need."""
+    _vectors: Vectors | None = PrivateAttr(None)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Reads `features.json`.
+        """Reads `features.json`, and the vectors beside it.
 
         Raises:
-            FileError: no such file, or not a feature set.
+            FileError: no such file, or not a feature set; its vectors are not there, or others.
         """
-        return parse(cls, read_json(Path(path)), path, FileError)
+        path = Path(path)
+        found = parse(cls, read_json(path), path, FileError)
+        if found.vectors:
+            found._vectors = Vectors.beside(path, found.vectors, "find the features again")
+        return found
+
+    def save(self, path: Path) -> None:
+        """Writes the features as JSON, their vectors beside them as safetensors."""
+        if self._vectors is not None:
+            with replacing(path.with_suffix(".safetensors")) as tmp:
+                tmp.write_bytes(self._vectors.data)
+        write_json(path, self)
+
+    def holding(self, arrays: dict[str, Any]) -> Self:
+        """The features with these vectors (numpy arrays by name)."""
+        held = Vectors.of(arrays)
+        made = self.model_copy(update={"vectors": held.hash})
+        made._vectors = held
+        return made
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The vectors by name, as numpy arrays."""
+        return self._vectors.arrays if self._vectors else {}
 
     def actuators(self) -> tuple[Feature, ...]:
         """The features that write refusal, best first."""
@@ -104,3 +138,32 @@ class FeatureSet(Record):
     def sensors(self) -> tuple[Feature, ...]:
         """The features that read harm, best first."""
         return tuple(f for f in self.features if f.role == "sensor")
+
+    def reading(self) -> Reader | JoinedSensor:
+        """What reads harm off a prompt: `sensor`, or the sensors' weighted sum.
+
+        Raises:
+            PolicyError: there is neither.
+        """
+        if self.sensor is not None:
+            return self.sensor
+        if not (found := self.sensors()):
+            raise PolicyError(
+                f"the features ({self.method}) have no sensors, so nothing can read harm; "
+                "find features again with --method effect or contrast."
+            )
+        return FeatureSensor(
+            site=self.site,
+            features=tuple(f.id for f in found),
+            weights=tuple(f.scores["weight"] for f in found),
+            bias=self.bias,
+            pooling=self.pooling,
+        )
+
+    @property
+    def read_at(self) -> tuple[str, ...]:
+        """Sites whose SAE is needed: that of the features themselves, then others that a sensor reads features at."""
+        every = readers(self.sensor) if self.sensor is not None else ()
+        every += tuple(r for k in self.kinds for r in readers(k.sensor))
+        every += (self.continuation.sensor,) if self.continuation else ()
+        return tuple(dict.fromkeys((self.site, *(r.site for r in every if isinstance(r, FeatureSensor)))))

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from demur.records.features import Pooling
 from demur.records.record import Record
+
+Pooling = Literal["max", "mean", "last"]
 
 
 class FeatureSensor(Record):

@@ -10,7 +10,6 @@ from demur import runs
 from demur.data.prompts import load_prompts
 from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
-from demur.files import write_json
 from demur.models.load import ModelSettings
 from demur.records import Area, FeatureSet, HeldOut
 from demur.steering.policies import shipped
@@ -56,7 +55,7 @@ def find_verb(
     folder = runs.open_run("find", run, stated)
     say(f"run: {folder}")
     found = find(bench, train, held, settings, str(sae or "shipped"))
-    write_json(folder / "features.json", found)
+    found.save(folder / "features.json")
     runs.note(folder, model_hash=bench.lm.hash, features=[f.id for f in found.features])
     show(
         {"run": str(folder), **found.model_dump(mode="json", include={"features", "held_out"})},
