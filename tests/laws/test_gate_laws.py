@@ -92,7 +92,7 @@ def test_attention_over_tokens_as_they_come_is_attention_over_all():
     def scores(pieces) -> torch.Tensor:
         state = AttentionState(ATTENTION, arrays, 5, x)  # nothing is read of the fifth row
         for piece in pieces:
-            state.update(Seen(x[piece], row[piece], piece, None, torch.zeros(0)))
+            state.update(Seen(x[piece], row[piece], piece, None, torch.zeros(0, dtype=torch.long)))
         return state.scores()
 
     torch.testing.assert_close(scores(order.split(7)), scores([torch.arange(40)]), rtol=0, atol=1e-10)

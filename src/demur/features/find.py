@@ -16,25 +16,23 @@ from demur.errors import SAEError, SettingsError
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, Conversation, answers, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
-from demur.features.held_out import beside_a_probe, pairs
+from demur.features.held_out import pairs
 from demur.features.optimise import optimise, rehearse
-from demur.features.reading import read_prompts
-from demur.features.sensors import fit
+from demur.features.sensing import Sensed, sense
 from demur.models.chat import tokens_and_roles
-from demur.records import Feature, FeatureSet, HeldOut, Pooling, Positions, Prompt, PromptSet, evenly
+from demur.records import Feature, FeatureSet, Pooling, Positions, Prompt, PromptSet, evenly
 from demur.steering.policies import NONE
 
 BEGINNING = 6
 """First tokens of a refusal by which it is known; what follows is hardly about refusing."""
 _ABOUT_SENSORS = (
-    "Sensors: what is left of a logistic model of harmful against benign training prompts when it may keep {} features."
+    "Sensors: what is left of a logistic model of harmful against benign training prompts when it may keep {} features, "
+    "and an attention probe of the stream beside them where the set has one."
 )
 PAPER_DOSE = 0.4
 """The value to which the paper's candidates are clamped, as a share of the residual stream's norm."""
 BRIEF = 120
 """Characters of a prompt that is shown as a feature's context; a longer one would only be cut."""
-PROBED = "mean"
-"""How the residual stream on a prompt becomes one vector for the dense probe."""
 ENOUGH_OWN = 16
 """Refusals of the model's own that are enough to tell what is regular in refusals from what is not."""
 
@@ -77,6 +75,8 @@ class FindSettings(Settings):
     """Most training prompts of each source, label and kind that the sensors are fitted to."""
     pooling: Pooling = "max"
     """How a sensor's activations on a prompt become one."""
+    attention: bool = True
+    """Also read harm by an attention probe of the stream, which tells harm from its look-alikes better than features do."""
     held_out: bool = False
     """Also fit the sensors, and a dense probe beside them, without two sources at a time, and measure them there."""
     seed: int = 0
@@ -130,8 +130,8 @@ def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSe
     else:
         candidates = (_paper if settings.method == "paper" else _contrast)(bench, replies, settings)
         actuators = _rank_by_effect(bench, candidates, validation, settings)
-    sensors, bias, held = ([], 0.0, ()) if settings.method == "paper" else _sensors(bench, train, settings)
-    return FeatureSet(
+    sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings)
+    found = FeatureSet(
         model=bench.lm.name,
         model_hash=bench.lm.hash,
         sae=sae_name,
@@ -140,10 +140,12 @@ def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSe
         method=settings.method,
         how=candidates.how,
         pooling=settings.pooling,
-        bias=bias,
-        features=with_evidence(bench, [*actuators, *sensors], settings.seed),
-        held_out=held,
+        bias=sensed.bias,
+        features=with_evidence(bench, [*actuators, *sensed.features], settings.seed),
+        held_out=sensed.held_out,
+        sensor=sensed.sensor,
     )
+    return found.holding(sensed.arrays) if sensed.arrays else found
 
 
 def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple[Feature, ...]:
@@ -300,28 +302,17 @@ def _rank_by_effect(
     ]
 
 
-def _sensors(
-    bench: Bench, train: PromptSet, settings: FindSettings
-) -> tuple[list[Feature], float, tuple[HeldOut, ...]]:
+def _sensed(bench: Bench, train: PromptSet, settings: FindSettings) -> Sensed:
     rows = [row for group in by_source(train).values() for row in evenly(group, settings.per_source)]
-    harmful, groups = [row.label == "harmful" for row in rows], [f"{row.source} {row.kind}" for row in rows]
-    talk, probed = [row.conversation for row in rows], [PROBED] if settings.held_out else []
-    pools = read_prompts(bench.lm, bench.sae, talk, [settings.pooling], residual=probed)
-    pooled = pools[settings.pooling]
-    reading = fit(pooled, harmful, groups, settings.sensors)
-    levels = pooled[:, reading.features].amax(0).tolist()
-    found = [
-        Feature(id=f, role="sensor", level=level, scores={"weight": weight, "auc": auc})
-        for f, level, weight, auc in zip(reading.features, levels, reading.weights, reading.areas, strict=True)
-    ]
-    if not settings.held_out:
-        return found, reading.bias, ()
-    sources = [row.source or train.name for row in rows]
-    stream = pools[f"residual {PROBED}"]
-    return (
-        found,
-        reading.bias,
-        beside_a_probe(pooled, stream, harmful, sources, groups, settings.sensors, settings.seed),
+    return sense(
+        bench,
+        rows,
+        [row.source or train.name for row in rows],
+        settings.sensors,
+        settings.pooling,
+        settings.attention,
+        settings.held_out,
+        settings.seed,
     )
 
 
