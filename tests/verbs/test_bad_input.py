@@ -168,7 +168,10 @@ CASES = {
         [*CALIBRATE, "{w}/both.json", "--budgets.strict.lookalikes", "0.2"],
         "did you mean lookalike?",
     ),
-    "budget for a level that is none": ([*CALIBRATE, "{w}/both.json", "--budgets.strickt.plain", "0.2"], "mean strict?"),
+    "budget for a level that is none": (
+        [*CALIBRATE, "{w}/both.json", "--budgets.strickt.plain", "0.2"],
+        "mean strict?",
+    ),
     "validation without benign prompts": (
         [*CALIBRATE, "{w}/both.json", "--validation", "{w}/harmful.jsonl"],
         "no benign prompts",
