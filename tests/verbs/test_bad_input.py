@@ -163,7 +163,6 @@ CASES = {
     "features without sensors": ([*CALIBRATE, "{w}/no-sensors.json"], "have no sensors"),
     "features without actuators": ([*CALIBRATE, "{w}/no-actuators.json"], "has no actuators"),
     "features whose vectors are gone": ([*CALIBRATE, "{w}/no-vectors.json"], "no-vectors.safetensors does not exist"),
-    "budget out of range": ([*CALIBRATE, "{w}/both.json", "--budget", "2"], "less than 1"),
     "budget for an empty stratum": (
         [*CALIBRATE, "{w}/both.json", "--budgets.strict.lookalikes", "0.2"],
         "did you mean lookalike?",
@@ -246,3 +245,7 @@ def test_wrong_usage_is_exit_2(world, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "evaluate", "--polcy", "none")
     assert code == 2
     assert "--polcy" in err
+    code, _, err = run(monkeypatch, capsys, "calibrate", "--features", "f.json", "--budget", "2")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "`budget`: input should be less than 1" in err and "demur calibrate --help" in err
