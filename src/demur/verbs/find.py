@@ -55,7 +55,7 @@ def find_verb(
     stated = {"sae": bench.sae.hash, "prompts": train.name, "validation": held.name, **settings.model_dump(mode="json")}
     folder = runs.open_run("find", run, stated)
     say(f"run: {folder}")
-    found = find(bench, train, held, settings, str(sae or "shipped"))
+    found = find(bench, train, held, settings, str(sae or "shipped"), folder)
     write_json(folder / "features.json", found)
     runs.note(folder, model_hash=bench.lm.hash, features=[f.id for f in found.features])
     show(
