@@ -126,7 +126,7 @@ def test_every_signal_speaks_for_the_planted_feature(found):
 
 
 def test_candidates_have_the_signals_scores_and_what_they_do_alone(found):
-    bench, signals, listed = found
+    _bench, signals, listed = found
     assert listed[0].id in (WRITES, TWIN)
     first = listed[0].scores
     assert {"descent", "attribution", "cosine", "output", "rank", "log_odds_gain", "harmful_refused"} <= set(first)

@@ -30,7 +30,7 @@ def test_of_two_that_do_the_same_one_goes_and_what_does_nothing_goes_first(bench
     assert found.whole == 1
     assert len(found.amounts) == 1
     assert set(found.amounts) <= {WRITES, TWIN}
-    assert [r.feature for r in found.path][0] == AGAINST
+    assert next(r.feature for r in found.path) == AGAINST
     assert [r.left for r in found.path] == [3, 2, 1]
     assert all(r.gone and r.refused == 1 for r in found.path)
 

@@ -12,6 +12,7 @@ from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
 from demur.features.held_out import beside_a_probe, pairs
+from demur.features.meaning import with_meaning
 from demur.features.reading import read_prompts
 from demur.features.replies import Replies, beginnings, both_replies, usual_norm
 from demur.features.sensors import fit
@@ -90,7 +91,8 @@ def find(
         "held_out": held,
     }
     features = with_evidence(bench, [*found["features"], *sensors], settings.seed)
-    return FeatureSet(**about | found | {"features": features})
+    features, curve = with_meaning(bench, features, train, validation, settings)
+    return FeatureSet(**about | found | {"features": features, "curve": curve})
 
 
 def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple[Feature, ...]:

@@ -55,6 +55,12 @@ class FindSettings(Settings):
     """Features tried by generating."""
     full: bool = False
     """Try all candidates by generating, not only the shortlist; for a GPU."""
+    doses: tuple[float, ...] = (0.5, 1.0, 1.5)
+    """Shares of their levels to which `effect` raises its features, for the curves of what they do."""
+    dosed: int = Field(default=6, gt=0)
+    """Harmful validation prompts tried at each of these."""
+    each_kind: int = Field(default=12, gt=0)
+    """Training prompts of each kind, of harm or harmless, on which it is counted how often a feature fires."""
     sensors: int = Field(default=64, gt=0)
     """Most features that read harm."""
     per_source: int = Field(default=1500, gt=0)

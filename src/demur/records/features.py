@@ -1,5 +1,6 @@
 """Features that `demur find` chose, with the evidence for each."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -171,6 +172,11 @@ class FeatureSet(Record):
             FileError: no such file, or not a feature set.
         """
         return parse(cls, read_json(Path(path)), path, FileError)
+
+    def renamed(self, names: Mapping[int, str]) -> Self:
+        """The same with other names for some features."""
+        features = tuple(f.model_copy(update={"name": names.get(f.id, f.name)}) for f in self.features)
+        return self.model_copy(update={"features": features})
 
     def actuators(self) -> tuple[Feature, ...]:
         """The features that write refusal, best first."""
