@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
 from demur.evaluation import endpoint
 from demur.evaluation.endpoint import Question, Unanswered
 from demur.records import Feature
@@ -19,82 +21,6 @@ OFTEN, LIFTED = 0.25, 2.0
 """A kind of prompt is named if a feature fires on this share of its prompts, and on so many times its usual share."""
 LONGEST = 80
 """Characters of a name."""
-USUAL = frozenset(
-    [
-        "a",
-        "about",
-        "all",
-        "also",
-        "am",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "no",
-        "not",
-        "of",
-        "on",
-        "one",
-        "or",
-        "our",
-        "out",
-        "she",
-        "so",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "up",
-        "us",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "would",
-        "you",
-        "your",
-    ]
-)
-"""Words that tell nothing apart."""
 ASKED = (
     "You name features of a language model. A feature is a direction in the model's activations. You are shown passages "
     "in which it is strongest, the strongest token between « and »; words that become more likely as the first of a "
@@ -125,7 +51,7 @@ def distinctive(contexts: Mapping[K, Sequence[str]], most: int = 5) -> dict[K, l
     (Grootendorst, arXiv 2203.05794, section 3.3), of words beside the marked token.
     """
     counts = {
-        name: Counter(w for text in texts for w in words_near(text) if w not in USUAL)
+        name: Counter(w for text in texts for w in words_near(text) if w not in ENGLISH_STOP_WORDS)
         for name, texts in contexts.items()
     }
     total = sum(counts.values(), Counter())
