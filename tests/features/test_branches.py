@@ -38,9 +38,9 @@ def test_a_model_that_takes_no_such_mask_gets_a_row_for_each():
 def test_many_trials_go_in_several_rows(monkeypatch):
     bench = Bench(tiny.lm(), tiny.sae())
     replies = [[40, 41], [50], [9, 8, 7], [6]]
-    whole = Branches(bench).log_probs(TALK[0], replies, unchanged)
+    whole = list(Branches(bench).log_probs(TALK[0], replies, unchanged))
     monkeypatch.setattr("demur.features.branches.COLUMNS", {"cpu": 40})
-    parts = Branches(bench).log_probs(TALK[0], replies, unchanged)
+    parts = list(Branches(bench).log_probs(TALK[0], replies, unchanged))
     assert [len(p) for p in parts] == [2, 1, 3, 1]
     torch.testing.assert_close(torch.cat(parts), torch.cat(whole), atol=1e-5, rtol=1e-5)
 

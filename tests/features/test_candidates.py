@@ -60,20 +60,19 @@ def test_each_signals_best_are_in_whatever_the_others_say():
 def test_ordinary_text_is_read_as_the_naive_loop_does():
     bench, talk = Bench(tiny.lm(), tiny.sae()), tiny.said("Hi", "What is a boat?", "tea")
     words, template = on_ordinary_text(bench, talk)
-    on, own, places = [], [], []
+    on_words, behind = [], {}
     for conversation in talk:
         ids, roles = tokens_and_roles(bench.lm, conversation)
         hidden = read(bench.lm, ["1.resid_post"], torch.tensor([ids]))["1.resid_post"][0]
-        on += list((bench.sae.encode(hidden) > 0).float()[1:])
-        own += [r == Role.USER for r in roles[1:]]
-        places += ids[1:]
-    torch.testing.assert_close(words, torch.stack([o for o, mine in zip(on, own, strict=True) if mine]).mean(0))
-    counted = {t for t, mine in zip(places, own, strict=True) if not mine}
-    rates = []
-    for token in counted:
-        here = [o for o, mine, t in zip(on, own, places, strict=True) if t == token and not mine]
-        rates += [torch.stack(here).mean(0)] if len(here) >= 3 else []
-    torch.testing.assert_close(template, torch.stack(rates).amax(0))
+        on = (bench.sae.encode(hidden) > 0).float()
+        last = max(t for t, role in enumerate(roles) if role == Role.USER)
+        for t, (token, role) in enumerate(zip(ids, roles, strict=True)):
+            if role == Role.USER:
+                on_words.append(on[t])
+            elif t > last:
+                behind.setdefault(token, []).append(on[t])
+    torch.testing.assert_close(words, torch.stack(on_words).mean(0))
+    torch.testing.assert_close(template, torch.stack([torch.stack(rows).mean(0) for rows in behind.values()]).amax(0))
 
 
 def statistics(**columns: torch.Tensor) -> ReplyStatistics:

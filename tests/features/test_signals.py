@@ -137,7 +137,7 @@ def silent(bench, talk, beginnings, held, feature) -> bool:
         return x
 
     for conversation in talk:
-        Branches(bench).log_probs(conversation, beginnings, change)
+        list(Branches(bench).log_probs(conversation, beginnings, change))
     return bool((torch.cat(found) == 0).all())
 
 

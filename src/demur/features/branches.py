@@ -5,7 +5,7 @@ all of them. None sees another. Not to the bit what a row for each trial gives, 
 tokens; a model that takes no such mask, or heeds no positions, gets a row for each.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -37,29 +37,28 @@ class Branches:
 
     def log_probs(
         self, conversation: Conversation, replies: Sequence[Sequence[int]], change: Change
-    ) -> list[Float[Tensor, "tokens vocab"]]:
+    ) -> Iterator[Float[Tensor, "tokens vocab"]]:
         """The log-probabilities of the vocabulary before each token of each reply (token ids, at least one).
 
         Differentiable in what `change` does. Trials are numbered as the replies are.
         """
         ids = tokens_and_roles(self.bench.lm, conversation)[0]
         window = getattr(self.bench.lm.model.config.get_text_config(), "sliding_window", None)
-        if window and len(ids) + max(len(r) for r in replies) > window:
-            return self._apart(conversation, replies, change)
-        if self.packs is None:
+        fits = not window or len(ids) + max(len(r) for r in replies) <= window
+        if fits and self.packs is None:
             self.packs = self._can_pack(conversation, ids, [replies[0], replies[-1]])
-        if not self.packs:
-            return self._apart(conversation, replies, change)
+        if not fits or not self.packs:
+            yield from self._apart(conversation, replies, change)
+            return
         limit = COLUMNS.get(self.bench.lm.device.type, MANY_COLUMNS)
-        found: list[Tensor] = []
-        while len(found) < len(replies):
-            start, width = len(found), len(ids) - 1
-            end = start
+        start = 0
+        while start < len(replies):
+            width, end = len(ids) - 1, start
             while end < len(replies) and (end == start or width + len(replies[end]) <= limit):
                 width += len(replies[end])
                 end += 1
-            found += self._packed(ids, replies[start:end], change, start)
-        return found
+            yield from self._packed(ids, replies[start:end], change, start)
+            start = end
 
     def _packed(self, ids: list[int], replies: Sequence[Sequence[int]], change: Change, start: int) -> list[Tensor]:
         lm = self.bench.lm
@@ -88,9 +87,8 @@ class Branches:
             )
         return list(logits[0].float().log_softmax(-1).split(lengths))
 
-    def _apart(self, conversation: Conversation, replies: Sequence[Sequence[int]], change: Change) -> list[Tensor]:
+    def _apart(self, conversation: Conversation, replies: Sequence[Sequence[int]], change: Change) -> Iterator[Tensor]:
         lm, size = self.bench.lm, self.bench.batch
-        found: list[Tensor] = []
         for start in range(0, len(replies), size):
             group = replies[start : start + size]
             asked = encode(lm, [conversation] * len(group))
@@ -103,8 +101,8 @@ class Branches:
                 return torch.cat([hidden[:, :first], new.to(hidden)], dim=1)
 
             with at_blocks({lm.block(self.bench.sae.config.site): handler}):
-                found += forced_distributions(lm, asked, group)
-        return found
+                found = forced_distributions(lm, asked, group)
+            yield from found
 
     @torch.no_grad()
     def _can_pack(self, conversation: Conversation, ids: list[int], replies: Sequence[Sequence[int]]) -> bool:
@@ -112,7 +110,7 @@ class Branches:
             together = torch.cat(self._packed(ids, replies, unchanged, 0))
         except Exception:  # whatever a model raises that cannot take a mask of four axes
             return False
-        apart = torch.cat(self._apart(conversation, replies, unchanged))
+        apart = torch.cat(list(self._apart(conversation, replies, unchanged)))
         close = torch.finfo(next(self.bench.lm.model.parameters()).dtype).eps ** 0.5
         return bool((together - apart).norm() <= close * apart.norm())
 
@@ -168,7 +166,7 @@ class Branches:
             for conversation in conversations:
                 # The token of the reply is only there to be predicted.
                 said = self.log_probs(conversation, [[0]] * len(trials), self.clamping(trials))
-                total = total + torch.cat(said).exp().cpu()
+                total = total + torch.cat(list(said)).exp().cpu()
                 progress.step()
         return total / len(conversations)
 

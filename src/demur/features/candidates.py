@@ -88,7 +88,10 @@ def on_ordinary_text(
     bench: Bench, conversations: Sequence[Conversation]
 ) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
     """The share of the words of harmless requests on which each feature is active; and, of that token of the template
-    on which it is active most, the share of the places. The first token is an attention sink and is not read.
+    behind a request on which it is active most, the share of the places.
+
+    What stands before the request is not read: the words of a system prompt are the same every time, and so would be
+    whatever fires on them.
     """
     width = bench.sae.config.d_sae
     words, active = 0, torch.zeros(width)
@@ -99,16 +102,14 @@ def on_ordinary_text(
             ids, roles = tokens_and_roles(bench.lm, conversation)
             hidden = read(bench.lm, [bench.sae.config.site], torch.tensor([ids], device=bench.lm.device))
             on = (bench.sae.encode(hidden[bench.sae.config.site][0]) > 0).float().cpu()
-            own = torch.tensor([r in (Role.USER, Role.ASSISTANT) for r in roles])
-            own[0] = False
+            own = torch.tensor([r == Role.USER for r in roles])
             words, active = words + int(own.sum()), active + on[own].sum(0)
-            for at in range(1, len(ids)):
-                if not own[at]:
-                    places[ids[at]] = places.get(ids[at], 0) + 1
-                    on_template[ids[at]] = on_template.get(ids[at], torch.zeros(width)) + on[at]
+            last = int(own.nonzero().max()) if own.any() else len(ids)
+            for at in range(last + 1, len(ids)):
+                places[ids[at]] = places.get(ids[at], 0) + 1
+                on_template[ids[at]] = on_template.get(ids[at], torch.zeros(width)) + on[at]
             progress.step()
-    # A token seen once or twice says little: of a system prompt, say, whose words are as long as the prompts are many.
-    rates = [count / places[t] for t, count in on_template.items() if places[t] >= min(8, len(conversations))]
+    rates = [count / places[token] for token, count in on_template.items()]
     most = torch.stack(rates).amax(0) if rates else torch.zeros(width)
     return active / max(1, words), most
 
