@@ -145,7 +145,7 @@ def prompts(sources: tuple[str, ...]) -> PromptSet:
 def test_find_measures_sensors_and_probe_and_saves_them(tmp_path, monkeypatch):
     """With `--held-out`, whatever finds the actuators; the tiny model's are not worth the wait."""
     monkeypatch.setattr(finding, "both_replies", lambda *a: None)
-    monkeypatch.setattr(finding, "_effect", lambda *a: finding.Candidates({}, {}, "reply", "none"))
+    monkeypatch.setattr(finding, "_effect", lambda *a: {"features": [], "how": "none"})
     monkeypatch.setattr(finding, "with_evidence", lambda bench, features, seed: tuple(features))
     monkeypatch.setattr(attention, "STEPS", 5)
     bench, settings = Bench(tiny.lm(), tiny.sae()), FindSettings(held_out=True, sensors=32)

@@ -4,7 +4,19 @@ Each record is frozen, knows no unknown keys, and lives on disk as JSONL (rows),
 that every stage can be run again from files.
 """
 
-from demur.records.features import Area, Evidence, Feature, FeatureSet, HeldOut, HeldOutPair
+from demur.records.features import (
+    Area,
+    Dormant,
+    Dose,
+    Evidence,
+    Feature,
+    FeatureSet,
+    HeldOut,
+    HeldOutPair,
+    Interaction,
+    Meaning,
+    Removal,
+)
 from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
 from demur.records.policy import LEVELS, Level, LevelName, Policy
 from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
@@ -32,6 +44,8 @@ __all__ = [
     "AttentionSensor",
     "CastSensor",
     "Continuation",
+    "Dormant",
+    "Dose",
     "Edit",
     "Evidence",
     "Feature",
@@ -41,12 +55,14 @@ __all__ = [
     "Gate",
     "HeldOut",
     "HeldOutPair",
+    "Interaction",
     "Intervention",
     "JoinedSensor",
     "Kind",
     "Label",
     "Level",
     "LevelName",
+    "Meaning",
     "Message",
     "Operation",
     "Outcome",
@@ -60,6 +76,7 @@ __all__ = [
     "R",
     "Reader",
     "Record",
+    "Removal",
     "Sensor",
     "SetOrigin",
     "Transcript",
