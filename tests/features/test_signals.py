@@ -117,13 +117,13 @@ def test_attribution_is_the_slope_of_the_measured_odds(held, packs):
     branches = Branches(bench)
     branches.packs = packs
     talk, beginnings = tiny.said("Hi", "What is a boat?"), [[40, 41], [50]]
-    levels = torch.full((64,), 1e-4)
+    levels = torch.full((64,), 1e-3)
     found = attribution(branches, talk, beginnings, levels, held)
     quiet = [j for j in range(64) if j != 3 and silent(bench, talk, beginnings, held, j)]
     assert len(quiet) > 10
-    odds = branches.refusal_log_odds([held, *(held | {j: 1e-4} for j in quiet)], talk, beginnings).mean(1).double()
-    slopes = (odds[1:] - odds[0]) / 1e-4
-    torch.testing.assert_close(found[quiet] / 1e-4, slopes.float(), atol=0.02, rtol=0.02)
+    odds = branches.refusal_log_odds([held, *(held | {j: 1e-3} for j in quiet)], talk, beginnings).mean(1).double()
+    slopes = (odds[1:] - odds[0]) / 1e-3
+    torch.testing.assert_close(found[quiet] / 1e-3, slopes.float(), atol=0.02, rtol=0.05)
     assert slopes.abs().max() > 0.1
 
 
@@ -163,9 +163,9 @@ def test_output_scores_are_those_of_a_naive_loop():
         tokens = lm.model.lm_head(lm.model.model.norm(sae.W_dec[feature])).topk(TOKENS).indices
 
         def raised(module, args, output, feature=feature):
-            last = output[0, -1]
-            output[0, -1] = last + AMPLIFIED * sae.encode(last[None]).max() * sae.W_dec[feature]
-            return output
+            hidden = output[0] if isinstance(output, tuple) else output
+            last = hidden[0, -1].clone()
+            hidden[0, -1] = last + AMPLIFIED * sae.encode(last[None]).max() * sae.W_dec[feature]
 
         handle = lm.blocks[1].register_forward_hook(raised)
         p = lm.model(input_ids=ids).logits[0, -1].float().softmax(-1)

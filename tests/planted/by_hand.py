@@ -73,7 +73,8 @@ def sae(lm: LanguageModel) -> SAE:
         W_enc[reads, feature] = 1
     W_enc[:, AGAINST] = 0
     config = SAEConfig(d_model=lm.d_model, d_sae=D_SAE, rule="relu", site=SITE, model=lm.name, model_hash=lm.hash)
-    bias = torch.full((D_SAE,), -0.05)
+    bias = torch.full((D_SAE,), -0.5)  # above what words have in any direction
+    bias[: AGAINST + 1] = -0.05
     return SAE(config, W_enc, bias, W_dec, torch.zeros(lm.d_model))
 
 
