@@ -82,10 +82,10 @@ def test_what_a_wrapper_takes_away_is_found_on_pairs(bench, harmful):
 
 
 def test_what_does_not_fit_in_a_wrapper_is_left_out(harmful):
-    short = dataclasses.replace(tiny.lm(), context=400)
+    short = dataclasses.replace(tiny.lm(), context=300)
     whole, fitting = wrapped_pairs(tiny.lm(), harmful), wrapped_pairs(short, harmful)
     assert 0 < len(fitting) < len(harmful)
-    assert all(len(tokens_and_roles(short, wrapped)[0]) < 400 for _, wrapped in fitting)
+    assert all(len(tokens_and_roles(short, wrapped)[0]) < 300 for _, wrapped in fitting)
     assert fitting == [pair for pair in whole if pair in fitting]
 
 
