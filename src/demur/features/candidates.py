@@ -179,10 +179,10 @@ def gather(
     if complying is not None:
         found["contrast"] = named(separation(refusing, complying))
         found["cosine"] = named(cosines(sae.W_dec, refusing.stream - complying.stream).cpu())
-    pairs = wrapped_pairs(evenly(prompts, s.paired))
-    pools = read_prompts(lm, sae, [c for pair in pairs for c in pair], ["last"])["last"]
-    tested = paired(pools[0::2], pools[1::2])
-    found["paired"] = named(torch.where(tested.q < FALSE_DISCOVERIES, tested.effect, torch.zeros(())))
+    if pairs := wrapped_pairs(lm, evenly(prompts, s.paired)):
+        pools = read_prompts(lm, sae, [c for pair in pairs for c in pair], ["last"])["last"]
+        tested = paired(pools[0::2], pools[1::2])
+        found["paired"] = named(torch.where(tested.q < FALSE_DISCOVERIES, tested.effect, torch.zeros(())))
     everyone = {f for ranking in found.values() for f in ranking}
     return Signals(
         norm=norm,

@@ -37,7 +37,7 @@ class FindSettings(Settings):
     """Harmful training prompts that `effect` reads with and without a jailbreak wrapper."""
     sure: int = Field(default=10, ge=0)
     """Features of each of `effect`'s signals that are candidates whatever the others say of them."""
-    singly: int = Field(default=8, gt=0)
+    singly: int = Field(default=6, gt=0)
     """Harmful, and as many benign, validation prompts on which `effect` tries each of its shortlist by generating."""
     singles: int = Field(default=4, ge=0)
     """Most candidates that refuse by themselves and are added to those that descent chose."""
