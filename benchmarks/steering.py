@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/steering.py [--policy gated] [--sae FOLDER] [--tokens 64] [--rounds 7] [--json]
 
 Three arms make the same number of tokens in answer to the same shipped test prompts, turn by turn, with transformers' own
-`generate`: no hooks at all; the policy with a gate that nothing opens (the sensors are read, the model is the plain one); the
-policy with a gate that everything opens (sensors and edits). Ratios are of medians, at batch 1 and 8; one figure a round is
-the time of all its prompts.
+`generate`: no hooks at all; the policy with a gate that nothing opens (the sensors are read, the model is the plain one);
+the policy with a gate that everything opens (sensors and edits). Ratios are of medians, at batch 1 and 8; one figure a
+round is the time of all its prompts.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def main() -> None:
     for size in BATCHES:
         batches = [encode(lm, talk[i : i + size]) for i in range(0, len(talk), size)]
         taken: dict[str, list[float]] = {name: [] for name in arms}
-        for name, arm in arms.items():
+        for arm in arms.values():
             seconds(lm, saes, arm, batches[:1], 4)  # warm up
         for turn in range(args.rounds):
             # Each arm goes first as often as the others, for what runs first may find other caches.
