@@ -32,10 +32,6 @@ from demur.models.chat import Role, tokens_and_roles
 from demur.progress import bar
 from demur.records import Feature, Prompt, PromptSet, Record, evenly
 
-DENSE = 0.1
-"""A feature active on more than this share of ordinary tokens is about all text."""
-TEMPLATE = 0.5
-"""One active on more than this share of the places of one of the template's tokens is about the template."""
 ANYWAY, ALIKE = 0.5, 0.2
 """One active in more than this share of refusals and of compliant replies, and less apart in them than so many standard
 deviations, is about replies as such."""
@@ -119,10 +115,11 @@ def left_out(
     template: Float[Tensor, " d_sae"],
     refusing: ReplyStatistics,
     complying: ReplyStatistics | None,
+    settings: FindSettings,
 ) -> dict[str, Bool[Tensor, " d_sae"]]:
     """Features that are not about refusing, whatever raising them does, by reason; each has one reason."""
-    dense = words > DENSE
-    of_template = (template > TEMPLATE) & (template > words) & ~dense
+    dense = words > settings.dense
+    of_template = (template > settings.template) & (template > words) & ~dense
     found = {"dense": dense, "template": of_template}
     if complying is not None:
         anyway = (refusing.twice > ANYWAY) & (complying.twice > ANYWAY)
@@ -161,7 +158,7 @@ def gather(
     if complied:
         talk = [replies.conversations[i] for i in complied]
         complying = read_replies(lm, sae, talk, [replies.plain[i] for i in complied])
-    out = left_out(*on_ordinary_text(bench, ordinary), refusing, complying)
+    out = left_out(*on_ordinary_text(bench, ordinary), refusing, complying, s)
     allowed = ~torch.stack(list(out.values())).any(0)
     if not allowed.any():
         raise SAEError(

@@ -31,6 +31,12 @@ class FindSettings(Settings):
     """Harmful training prompts on which `effect` fits its features, as many of each source as there are."""
     ordinary: int = Field(default=96, gt=0)
     """Harmless training prompts on which `effect` tells dense features and the template's."""
+    dense: float = Field(default=0.1, gt=0, le=1)
+    """A feature active on more than this share of their words is about all text, and no candidate of `effect`; 1 drops
+    none."""
+    template: float = Field(default=0.5, gt=0, le=1)
+    """One active on more than this share of the places of one of the template's tokens behind them is about the template,
+    and no candidate; 1 drops none."""
     attributed: int = Field(default=24, gt=0)
     """Harmful training prompts on which `effect` attributes the odds of a refusal to features."""
     paired: int = Field(default=48, gt=0)
