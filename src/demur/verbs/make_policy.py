@@ -122,7 +122,17 @@ def make_policy_verb(
         body = [{"stage": s.name, "done": s.makes.is_file(), "what": s.what, "makes": str(s.makes)} for s in stages]
         plan = "\n".join(f"{s.name:10} {'there   ' if s.makes.is_file() else 'to make '} {s.what}" for s in stages)
         return show({"run": str(folder), "plan": body}, json, f"{plan}\nin {folder}\nnext: the same without --dry-run")
-    runs.open_run("make-policy", folder, {"model": held.model_dump(), "sae": str(sae or ""), "prompts": given.hash})
+    stated = {
+        "model": held.model_dump(),
+        "sae": str(sae or ""),
+        "prompts": given.hash,
+        "files": [str(path) for path in (*text, *validation, *test)],
+        "train": learnt.model_dump(mode="json") if learnt else {},
+        "find": find.model_dump(mode="json"),
+        "calibrate": calibrate.model_dump(mode="json", exclude={"trials", "minutes"}),
+        "evaluate": evaluate.model_dump(mode="json") | {"limit": limit},
+    }
+    runs.open_run("make-policy", folder, stated)
     for number, stage in enumerate(stages, 1):
         done = stage.makes.is_file()
         say(f"{number}/{len(stages)} {stage.name}: {'there already' if done else stage.what}")
