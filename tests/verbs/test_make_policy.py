@@ -20,7 +20,6 @@ from demur.cli import main
 from demur.errors import SettingsError
 from demur.models.load import LanguageModel, wrap
 from demur.records import Policy, PromptSet
-from demur.sae.settings import SAESettings
 from demur.verbs.make_policy import default_text
 from tests import tiny
 from tests.verbs.test_another_model import CONSTANT, HARM, NO, REFUSAL, SAID, YES, requests, write
@@ -149,16 +148,16 @@ def test_a_model_without_a_template_is_given_text_or_an_error(home, tmp_path):
     bare = replace(lm, name="bare")
     given = PromptSet.load(home / "train.jsonl")
     with pytest.raises(SettingsError, match="--text"):
-        default_text(bare, given, [], tmp_path, SAESettings())
+        default_text(bare, given, [], tmp_path, 0)
     write(tmp_path / "text.jsonl", [{"text": "tea and sky"}, {"text": "old boat"}])
-    found = default_text(bare, given, [tmp_path / "text.jsonl"], tmp_path, SAESettings())
+    found = default_text(bare, given, [tmp_path / "text.jsonl"], tmp_path, 0)
     assert [s.tokens for s in found["text"]] == [19] and "sampled" not in found
 
 
 def test_the_text_of_a_model_with_a_template_is_refusals_and_what_it_says(home, tmp_path):
     lm = planted()
     given = PromptSet.load(home / "train.jsonl")
-    found = default_text(lm, given, [], tmp_path, SAESettings())
+    found = default_text(lm, given, [], tmp_path, 0)
     assert [s.refused for s in found["text"]] == [True]
     from demur.activations.sample import sample
     from demur.data.corpus import take
