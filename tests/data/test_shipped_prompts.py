@@ -23,7 +23,17 @@ FORMS = {"advise", "defend", "depict", "object", "permit", "persuade", "swap", "
 """How a harmful request and its twin differ; `shipped_prompts` says what each means."""
 MECHANISMS = {
     *("homonym", "figurative", "safe_target", "safe_context", "definition", "nonsense_discrimination", "historical"),
-    *("public_figure", "fictional_figure", "fiction", "academic", "professional", "victim", "text", "advice", "purpose"),
+    *(
+        "public_figure",
+        "fictional_figure",
+        "fiction",
+        "academic",
+        "professional",
+        "victim",
+        "text",
+        "advice",
+        "purpose",
+    ),
 }
 """Why a twin only looks like harm; of each at least a dozen pairs."""
 NEAR = 0.5
@@ -108,8 +118,10 @@ def test_mechanisms_of_looking_harmful_come_with_forms_over_all_kinds_of_harm():
     assert found.keys() == MECHANISMS and min(found.values()) >= 12
     assert len({(r.extra["mechanism"], r.extra["form"]) for r in rows}) == len(MECHANISMS)
     assert min(Counter(r.category for r in rows).values()) >= 35
-    asked = {label: np.mean([text(r).endswith("?") for r in EVERY if "mechanism" in r.extra and r.label == label])
-             for label in ("harmful", "benign")}
+    asked = {
+        label: np.mean([text(r).endswith("?") for r in EVERY if "mechanism" in r.extra and r.label == label])
+        for label in ("harmful", "benign")
+    }
     assert abs(asked["harmful"] - asked["benign"]) < 0.05 < min(asked.values())  # fmt: skip
 
 
