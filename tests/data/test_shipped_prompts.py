@@ -55,10 +55,14 @@ def near(mine: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]]:
         return csr_matrix((np.ones(ends[-1], np.int32), np.concatenate(rows), ends), shape=(len(rows), len(columns)))
 
     a, b = map(matrix, found)
-    shared = (a @ b.T).tocoo()
-    either = np.diff(a.indptr)[shared.row] + np.diff(b.indptr)[shared.col] - shared.data
-    close = shared.data >= NEAR * either
-    return list(zip(shared.row[close].tolist(), shared.col[close].tolist(), strict=True))
+    size_a, size_b = np.diff(a.indptr), np.diff(b.indptr)
+    close: list[tuple[int, int]] = []
+    for start in range(0, len(mine), 512):  # nearly every two texts share some 5-gram: the whole product is gigabytes
+        shared = (a[start : start + 512] @ b.T).tocoo()
+        rows = shared.row + start
+        k = shared.data >= NEAR * (size_a[rows] + size_b[shared.col] - shared.data)
+        close += zip(rows[k].tolist(), shared.col[k].tolist(), strict=True)
+    return close
 
 
 def text(row: Prompt) -> str:
