@@ -72,12 +72,12 @@ def find(
         folder, "replies", Replies, lambda: both_replies(bench, spread(harmful, settings.replies), settings.seed)
     )
     if settings.method == "effect":
-        found = _effect(bench, replies, train, validation, settings, folder)
+        found: dict[str, Any] = _effect(bench, replies, train, validation, settings, folder)
     else:
         candidates = (_paper if settings.method == "paper" else _contrast)(bench, replies, settings)
         found = {"features": _rank_by_effect(bench, candidates, validation, settings), "how": candidates.how}
     sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings)
-    about = {
+    about: dict[str, Any] = {
         "model": bench.lm.name,
         "model_hash": bench.lm.hash,
         "sae": sae_name,

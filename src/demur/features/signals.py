@@ -6,6 +6,7 @@ contrast of replies (`contrast`) are two more.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def paired(first: Float[Tensor, "pairs d_sae"], second: Float[Tensor, "pairs d_s
     tested = np.flatnonzero(differ >= FEWEST)
     effect, q = np.zeros(d.shape[1]), np.ones(d.shape[1])
     if len(tested):
-        found = [stats.wilcoxon(d[d[:, j] != 0, j], alternative="greater", method="approx") for j in tested]
+        found: list[Any] = [stats.wilcoxon(d[d[:, j] != 0, j], alternative="greater", method="approx") for j in tested]
         sums = np.array([f.statistic for f in found])  # of the ranks of positive differences
         n = differ[tested]
         effect[tested] = 4 * sums / (n * (n + 1)) - 1
