@@ -1,5 +1,7 @@
 """The search: what a kill leaves is gone on from to the same trials; what is tried is what the parameters say."""
 
+import sys
+
 import pytest
 
 from demur.calibration import calibrate as calibrating
@@ -7,7 +9,7 @@ from demur.calibration.calibrate import calibrate
 from demur.calibration.search import HOLDS, TRIALS, around, propose, search
 from demur.calibration.settings import CalibrationSettings
 from demur.calibration.trials import Ground, measure
-from demur.errors import PolicyError
+from demur.errors import PolicyError, SettingsError
 from demur.features.effect import Bench
 from demur.models.generation import GenerationSettings
 from demur.records import Policy
@@ -169,3 +171,11 @@ def test_a_sensor_behind_the_edit_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(PolicyError, match=r"reads at 1[.]resid_post, behind its first edit"):
         calibrate(early, found, grounds.prompts(4), SETTINGS, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_optuna_the_starting_points_can_be_tried_and_more_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SettingsError, match=r"pip install 'demur\[calibrate\]'"):
+        search(ground(None), plan(), SETTINGS, None)
+    few = search(ground(None), plan(), SETTINGS.model_copy(update={"trials": 2}), None)
+    assert [t.params for t in few] == [dict(p) for p in plan().starts[:2]]

@@ -74,6 +74,24 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def write_splits(folder: Path, sizes: dict[str, int]) -> None:
+    """As many harmful as benign prompts of each split."""
+    for seed, (name, n) in enumerate(sizes.items()):
+        rows = [
+            {"prompt": text, "label": label, "kind": kind, "source": f"{label} {name}"}
+            for label, kind in (("harmful", "harmful"), ("benign", "plain"))
+            for text in requests(label == "harmful", n, seed)
+        ]
+        write(folder / f"{name}.jsonl", rows)
+
+
+def write_talk(path: Path, n: int) -> None:
+    """Harmful and benign requests in turn, all complied with."""
+    pairs = zip(requests(True, n, 8), requests(False, n, 9), strict=True)
+    said = [[{"role": "user", "content": t}, {"role": "assistant", "content": YES}] for pair in pairs for t in pair]
+    write(path, [{"messages": turns} for turns in said])
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """The model's folder, and a data folder with prompts under the names that the config gives."""
@@ -81,19 +99,8 @@ def home(tmp_path_factory) -> Path:
     lm = planted()
     lm.model.save_pretrained(home / "model")
     lm.tokenizer.save_pretrained(home / "model")
-    for seed, (name, n) in enumerate({"train": 60, "dev": 50, "test": 24}.items()):
-        rows = [
-            {"prompt": text, "label": label, "kind": kind, "source": f"{label} {name}"}
-            for label, kind in (("harmful", "harmful"), ("benign", "plain"))
-            for text in requests(label == "harmful", n, seed)
-        ]
-        write(home / "data" / "prompts" / f"{name}.jsonl", rows)
-    talk = [
-        [{"role": "user", "content": text}, {"role": "assistant", "content": YES}]
-        for pair in zip(requests(True, 500, 8), requests(False, 500, 9), strict=True)
-        for text in pair
-    ]
-    write(home / "data" / "text" / "talk.jsonl", [{"messages": turns} for turns in talk])
+    write_splits(home / "data" / "prompts", {"train": 60, "dev": 50, "test": 24})
+    write_talk(home / "data" / "text" / "talk.jsonl", 500)
     return home
 
 

@@ -22,7 +22,7 @@ from demur.models.load import LanguageModel, wrap
 from demur.records import Policy, PromptSet
 from demur.verbs.make_policy import default_text
 from tests import tiny
-from tests.verbs.test_another_model import CONSTANT, HARM, NO, REFUSAL, SAID, YES, requests, write
+from tests.verbs.test_another_model import CONSTANT, HARM, NO, REFUSAL, SAID, YES, write, write_splits, write_talk
 
 
 def planted() -> LanguageModel:
@@ -60,19 +60,8 @@ def home(tmp_path_factory) -> Path:
     lm = planted()
     lm.model.save_pretrained(home / "model")
     lm.tokenizer.save_pretrained(home / "model")
-    for seed, (name, n) in enumerate({"train": 50, "validation": 40, "test": 20}.items()):
-        rows = [
-            {"prompt": text, "label": label, "kind": kind, "source": f"{label} {name}"}
-            for label, kind in (("harmful", "harmful"), ("benign", "plain"))
-            for text in requests(label == "harmful", n, seed)
-        ]
-        write(home / f"{name}.jsonl", rows)
-    talk = [
-        [{"role": "user", "content": text}, {"role": "assistant", "content": YES}]
-        for pair in zip(requests(True, 250, 8), requests(False, 250, 9), strict=True)
-        for text in pair
-    ]
-    write(home / "talk.jsonl", [{"messages": turns} for turns in talk])
+    write_splits(home, {"train": 50, "validation": 40, "test": 20})
+    write_talk(home / "talk.jsonl", 250)
     return home
 
 

@@ -78,26 +78,32 @@ def calibrate(
     harmful_by_source(validation)
     if features.method == "paper":
         return _paper(bench, features, validation, settings, folder)
-    base, first = base_policy(bench, features), features.actuators()[0]
-    act = bench.raising({first.id: first.level}, settings.positions[0]).interventions
-    check(base.model_copy(update={"interventions": act}), bench.lm, bench.saes)
+    base = base_policy(bench, features)
+    _check(bench, base, features, settings)
     scores = read_scores(bench.lm, bench.saes, base, validation.rows, folder, bench.batch)
     levels = set_levels(scores, validation, settings)
-    now = levels[settings.level]
-    line = now.level.threshold
-    gate, late = Gate(sensor=features.reading(), kinds=features.kinds, threshold=line), None
+    line = levels[settings.level].level.threshold
+    gate, held, late = Gate(sensor=features.reading(), kinds=features.kinds, threshold=line), None, None
     if features.continuation is not None:
         shut = {row.id for row, s in zip(validation.rows, scores, strict=True) if s.score < line}
         held, late = set_late(bench, base, features.continuation, validation, shut, settings, folder)
-        gate = gate.model_copy(update={"continuation": held})
     ranked = features.method != "effect"
     actuators = features.actuators()[: settings.most_features] if ranked else features.actuators()
-    ground = _ground(bench, base.model_copy(update={"gate": gate.model_copy(update={"continuation": None})}),
-                     actuators, validation, scores, settings, folder)  # fmt: skip
+    acting = base.model_copy(update={"gate": gate})
+    ground = _ground(bench, acting, actuators, validation, scores, settings, folder)
     plan = around(actuators, settings.positions, settings, gated=True, ranked=ranked)
     front = _searched(ground, search(ground, plan, settings, folder), validation, scores, line)
+    gate = gate.model_copy(update={"continuation": held})
     ours = _written(ground, front, gate, levels, late, features)
     return Calibrated([ours, _control(bench, ours, features, validation, settings)], front, levels, late)
+
+
+def _check(bench: Bench, base: Policy, features: FeatureSet, settings: CalibrationSettings) -> None:
+    # Whether the sensors can stand before the edits, and everything fits the model and the SAEs.
+    first = features.actuators()[0]
+    act = bench.raising({first.id: first.level}, settings.positions[0]).interventions
+    gate = Gate(sensor=features.reading(), kinds=features.kinds, threshold=0.0, continuation=features.continuation)
+    check(base.model_copy(update={"gate": gate, "interventions": act}), bench.lm, bench.saes)
 
 
 def base_policy(bench: Bench, features: FeatureSet) -> Policy:

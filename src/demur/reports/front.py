@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 
@@ -51,7 +52,7 @@ def in_words(trial: Trial, actuators: int) -> str:
     return ", ".join(parts)
 
 
-def _point(t: Trial, what: str) -> dict[str, object]:
+def _point(t: Trial, what: str) -> dict[str, Any]:
     said = (
         f"{what}: trial {t.number}, {in_words(t, 1)}; harmful refused {t.refused}, benign {t.benign_refused}, "
         f"degenerate {t.degenerate}, {t.nats:.2f} nats, KL {t.kl:.3f}"
