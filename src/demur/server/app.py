@@ -26,7 +26,13 @@ class Serving:
 
 def create_app(serving: Serving, routers: Sequence[APIRouter] = ()) -> FastAPI:
     """The app with the API's own routes and those given (feedback and appeals, the page)."""
-    app = FastAPI(title="demur", version=__version__, summary="An OpenAI-compatible API over a steered model.")
+    app = FastAPI(
+        title="demur",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        summary="An OpenAI-compatible API over a steered model.",
+    )
     app.state.serving, app.state.keys = serving, serving.keys
     tell_problems(app)
     for router in routers:

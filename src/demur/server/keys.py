@@ -19,7 +19,7 @@ from pydantic import Field
 from demur.errors import FileError, SettingsError
 from demur.files import read_text
 from demur.records.record import Record, parse
-from demur.server.problems import Problem
+from demur.server.problems import ApiError
 
 Role = Literal["user", "reviewer", "operator"]
 ROLES: tuple[Role, ...] = ("user", "reviewer", "operator")
@@ -88,7 +88,7 @@ def require(role: Role) -> Callable[..., Awaitable[Caller]]:
     """A FastAPI dependency that gives the caller, if they may do what takes this role.
 
     Raises:
-        Problem: 401 without a key that is known, 403 with one of a lesser role.
+        ApiError: 401 without a key that is known, 403 with one of a lesser role.
     """
 
     async def caller(
@@ -98,14 +98,14 @@ def require(role: Role) -> Callable[..., Awaitable[Caller]]:
         found = LOCAL if keys is None else keys.caller(given.credentials) if given else None
         if found is None:
             told = "this key is not known" if given else "there is no key in the request"
-            raise Problem(
+            raise ApiError(
                 401,
                 f"{told}; send `Authorization: Bearer KEY` with one that the operator gave you.",
                 "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if not found.may(role):
-            raise Problem(403, f"this takes the role {role}; the key {found.name} has {found.role}.", "wrong_role")
+            raise ApiError(403, f"this takes the role {role}; the key {found.name} has {found.role}.", "wrong_role")
         request.state.caller = found
         return found
 

@@ -32,7 +32,7 @@ class ErrorBody(Record):
     error: ErrorObject
 
 
-class Problem(Exception):
+class ApiError(Exception):
     """A request that is not answered, and why; the message is written for whoever sent it."""
 
     def __init__(
@@ -78,7 +78,7 @@ def tell_problems(app: FastAPI) -> None:
     """Makes an app answer whatever goes wrong in OpenAI's shape."""
 
     async def known(_request: Request, problem: Exception) -> JSONResponse:
-        assert isinstance(problem, Problem)
+        assert isinstance(problem, ApiError)
         return problem.response
 
     async def invalid(_request: Request, problem: Exception) -> JSONResponse:
@@ -94,7 +94,7 @@ def tell_problems(app: FastAPI) -> None:
     async def ours(_request: Request, problem: Exception) -> JSONResponse:
         return JSONResponse(body(400, str(problem)), 400)
 
-    app.add_exception_handler(Problem, known)
+    app.add_exception_handler(ApiError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(DemurError, ours)
