@@ -109,7 +109,15 @@ class Row:
     hold: int
     """Tokens that are held back until the gate on the reply has read on."""
     scores: list[TokenScore] = field(default_factory=list)
+    """Of the tokens that were not told of yet."""
+    told: int = 0
     prompt_scores: tuple[TokenScore, ...] = ()
+
+    def tell(self, tokens: int) -> tuple[TokenScore, ...]:
+        """The scores of the first so many tokens, less those that were told before."""
+        told, self.scores = self.scores[: max(0, tokens - self.told)], self.scores[max(0, tokens - self.told) :]
+        self.told += len(told)
+        return tuple(told)
 
 
 class Engine:
@@ -291,10 +299,9 @@ class Engine:
         if len(row.writing.tokens) >= how.max_new_tokens:
             return self._ended(i, row, "length")
         if job.stream and not job.cancelled:
-            text = row.writing.ready(max(0, len(row.writing.tokens) - row.hold) if row.hold else None)
-            if text:
-                job.deliver(Piece(job.choice, text, tuple(row.scores)))
-                row.scores.clear()
+            safe = max(0, len(row.writing.tokens) - row.hold)
+            if text := row.writing.ready(safe if row.hold else None):
+                job.deliver(Piece(job.choice, text, row.tell(safe)))
         return None
 
     def _ended(self, i: int, row: Row, finish: Finish, tokens: int | None = None) -> Ended:
@@ -302,9 +309,7 @@ class Engine:
         text = writing.whole(tokens)
         seen = self.batch.report(i, len(writing.tokens))
         count = len(writing.tokens) if tokens is None else tokens
-        return Ended(
-            row.job.choice, text, writing.rest(text), count, finish, seen, tuple(row.scores), row.prompt_scores
-        )
+        return Ended(row.job.choice, text, writing.rest(text), count, finish, seen, row.tell(count), row.prompt_scores)
 
     def _leave(self, i: int) -> None:
         self.batch.leave(i)
