@@ -27,7 +27,7 @@ PREFILL = 2048
 Finish = Literal["stop", "length", "content_filter"]
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """There is no room left to wait in."""
 
     def __init__(self, seconds: int) -> None:
@@ -35,7 +35,7 @@ class Busy(Exception):
         self.seconds = seconds
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The engine takes nothing more."""
 
 
@@ -156,14 +156,14 @@ class Engine:
         """Queues choices, all of them or none.
 
         Raises:
-            Busy: there is no room.
-            Stopped: the engine does not work any more.
+            BusyError: there is no room.
+            StoppedError: the engine does not work any more.
         """
         with self._bell:
             if not self.is_alive:
-                raise Stopped
+                raise StoppedError
             if len(self.waiting) + len(self.rows) + len(jobs) > self.room + self.queue:
-                raise Busy(max(1, math.ceil(self._pace * (len(self.waiting) + len(jobs)) / self.room)))
+                raise BusyError(max(1, math.ceil(self._pace * (len(self.waiting) + len(jobs)) / self.room)))
             self.waiting.extend(jobs)
             self._bell.notify()
 
@@ -181,7 +181,7 @@ class Engine:
             while self._turn():
                 pass
         for job in [*(r.job for r in self.rows), *self.waiting]:
-            job.deliver(Failed(job.choice, Stopped()))
+            job.deliver(Failed(job.choice, StoppedError()))
 
     def _turn(self) -> bool:
         with self._bell:
