@@ -92,7 +92,9 @@ def test_lm_evaluation_harness_scores_as_it_does_at_home(server, tmp_path):
             start = len(lm.tokenizer(context)["input_ids"])
             with torch.inference_mode():
                 scores = lm.logits(torch.tensor([ids]))[0].log_softmax(-1)
-            assert float(got[0]) == pytest.approx(sum(float(scores[i - 1, ids[i]]) for i in range(start, len(ids))), abs=1e-2)
+            assert float(got[0]) == pytest.approx(
+                sum(float(scores[i - 1, ids[i]]) for i in range(start, len(ids))), abs=1e-2
+            )
     assert len(written) == 4
     assert all(row["resps"][0][0].strip() for row in written)
 

@@ -247,7 +247,7 @@ BAD = {
     "a path as policy": (asked(demur={"policy": "../../etc/passwd"}), 404, "there is no policy"),
     "level it has not": (asked(demur={"level": "strict"}), 404, "not offered at level"),
     "level that is none": (asked(demur={"level": "loud"}), 400, "level"),
-    "kind it does not tell apart": (asked(demur={"kinds": {"cakes": "off"}}), 400, "cakes"),
+    "kind of a policy of one level": (asked(demur={"kinds": {"cakes": "off"}}), 400, "one level alone"),
     "unknown wish": (asked(demur={"dose": 9}), 400, "dose"),
     "too long a prompt": (asked("x" * 600), 400, "context of 512"),
     "far too long a prompt": (asked("x" * 60000), 400, "context of 512"),

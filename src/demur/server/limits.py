@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -79,16 +80,16 @@ class SizeLimit:
             return message
 
         async def noted(message: Message) -> None:
+            # Whoever reads the body has an answer of their own to its breaking off; ours takes its place.
             nonlocal begun
-            begun = True
-            await send(message)
+            if begun or seen <= self.most:
+                begun = True
+                await send(message)
 
-        try:
+        with suppress(ApiError):
             await self.app(scope, counted, noted)
-        except ApiError as error:
-            if begun:
-                raise
-            await error.response(scope, receive, send)
+        if seen > self.most and not begun:
+            await problem.response(scope, receive, send)
 
 
 class LocalOnly:

@@ -175,6 +175,8 @@ def at_level(policy: Policy, level: str, kinds: Mapping[str, str]) -> Policy:
     """
     if policy.is_plain or (level == "standard" and level not in policy.levels and not kinds):
         return policy
+    if level == "standard" and level not in policy.levels:
+        raise PolicyError(f"policy {policy.name} has one level alone, so no kind of harm can have another.")
     return policy.at_level(level, kinds)
 
 

@@ -1,6 +1,6 @@
 """OpenAI's Python client as published: sync, async, streaming, models, logprobs, errors. Prints what it got as JSON.
 
-    python openai_client.py http://127.0.0.1:8000/v1 smollm2-135m
+python openai_client.py http://127.0.0.1:8000/v1 smollm2-135m
 """
 
 import asyncio
@@ -26,7 +26,15 @@ def sync() -> dict:
     )
     found["off"] = {"model": off.model, "text": off.choices[0].message.content}
     scored = client.chat.completions.create(
-        model=MODEL, messages=PLAIN, max_tokens=4, logprobs=True, top_logprobs=2, seed=1, temperature=0.5, n=2, stop=["zz"]
+        model=MODEL,
+        messages=PLAIN,
+        max_tokens=4,
+        logprobs=True,
+        top_logprobs=2,
+        seed=1,
+        temperature=0.5,
+        n=2,
+        stop=["zz"],
     )
     found["logprobs"] = [len(c.logprobs.content) for c in scored.choices]
     text = client.completions.create(model=f"{MODEL}:off", prompt="One, two, three,", max_tokens=4)
