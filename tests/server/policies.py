@@ -20,12 +20,23 @@ def four() -> list[Policy]:
     ]
 
 
+WIDE = tiny.SENSOR.model_copy(
+    update={
+        "name": "wide",
+        "features": tuple(range(64)),
+        "weights": tuple(np.random.default_rng(7).normal(size=64).tolist()),
+        "bias": 0.0,
+    }
+)
+"""Reads every feature, so that no two tokens score alike."""
+
+
 def late(opens: float = 0.2, name: str = "late") -> Policy:
     """A gate on the reply, shut on the prompt."""
     gate = Gate(
         sensor=tiny.SENSOR,
         threshold=1e9,
-        continuation=Continuation(sensor=OTHER, opens=opens, closes=opens - 0.1, tau=3.0),
+        continuation=Continuation(sensor=WIDE, opens=opens, closes=opens - 0.1, tau=3.0),
     )
     policy = tiny.policy(name=name)
     rise = policy.interventions[0].model_copy(update={"onset": 2})

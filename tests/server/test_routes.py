@@ -308,6 +308,12 @@ def test_another_host_name_is_refused_without_keys(kitchen, go):
         async with kitchen.open("none") as client:
             got = await client.get("/v1/models", headers={"host": "evil.example:8000"})
             assert got.status_code == 403
+            assert (await client.get("/v1/models", headers={"origin": "https://evil.example"})).status_code == 403
+            assert (await client.get("/v1/models", headers={"origin": "null"})).status_code == 403
+            assert (await client.get("/v1/models", headers={"host": "[::1]:8000"})).status_code == 200
+            text = {"content-type": "text/plain", "origin": "http://localhost:9"}
+            body = json.dumps(asked()).encode()
+            assert (await client.post("/v1/chat/completions", content=body, headers=text)).status_code == 400
             assert (await client.get("/v1/models", headers={"host": "localhost:8000"})).status_code == 200
 
     go(work())

@@ -131,6 +131,7 @@ class Engine:
         self.waiting: deque[Job] = deque()
         self.counts = {"prompt_tokens": 0, "reply_tokens": 0, "passes": 0, "cancelled": 0, "failed": 0}
         self._bell = threading.Condition()
+        self._open = 0  # choices taken in and not done with
         self._stopping = False
         self._pace = 1.0  # seconds that a choice takes, smoothed
         self._thread = threading.Thread(target=self._run, name="demur-engine", daemon=True)
@@ -162,9 +163,10 @@ class Engine:
         with self._bell:
             if not self.is_alive:
                 raise StoppedError
-            if len(self.waiting) + len(self.rows) + len(jobs) > self.room + self.queue:
+            if self._open + len(jobs) > self.room + self.queue:
                 raise BusyError(max(1, math.ceil(self._pace * (len(self.waiting) + len(jobs)) / self.room)))
             self.waiting.extend(jobs)
+            self._open += len(jobs)
             self._bell.notify()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
@@ -175,6 +177,7 @@ class Engine:
             before = len(self.waiting)
             self.waiting = deque(j for j in self.waiting if not j.cancelled)
             self.counts["cancelled"] += before - len(self.waiting)
+            self._open -= before - len(self.waiting)
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -315,9 +318,15 @@ class Engine:
         self.batch.leave(i)
         self.rows[i] = self.rows[-1]
         self.rows.pop()
+        self._done()
+
+    def _done(self) -> None:
+        with self._bell:
+            self._open -= 1
 
     def _fail(self, job: Job, error: Exception) -> None:
         self.counts["failed"] += 1
+        self._done()
         if not job.cancelled:
             job.deliver(Failed(job.choice, error))
 
