@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from demur.records import Continuation, Gate, Kind, Policy, Push
+from demur.records import AttentionSensor, Continuation, Gate, JoinedSensor, Kind, Policy, ProbeSensor, Push
 from tests import tiny
 
 OTHER = tiny.SENSOR.model_copy(update={"name": "other", "features": (2, 3), "weights": (0.7, -0.4), "bias": -0.2})
@@ -42,3 +42,19 @@ def late(opens: float = 0.2, name: str = "late") -> Policy:
     rise = policy.interventions[0].model_copy(update={"onset": 2})
     held = {"v": np.zeros(tiny.lm().d_model)}
     return policy.model_copy(update={"gate": gate, "interventions": (rise,)}).holding(held)
+
+
+def read_by_all() -> Policy:
+    """A gate that every kind of sensor reads for, the attention probe's running softmax among them."""
+    width = tiny.lm().d_model
+    draw = np.random.default_rng(9)
+    arrays = {"a.query": (2, width), "a.value": (6, width), "a.value_bias": (6,), "a.out": (6,), "v": (width,)}
+    sensors = (
+        AttentionSensor(site="0.resid_post", vector="a"),
+        ProbeSensor(site="0.resid_post", vector="v", pooling="max"),
+        ProbeSensor(site="0.resid_post", vector="v", pooling="mean"),
+        tiny.SENSOR.model_copy(update={"pooling": "last"}),
+    )
+    gate = Gate(sensor=JoinedSensor(rule="sum", of=sensors, weights=(1.0, 0.1, 0.1, 1.0)), threshold=-99.0, soft=200.0)
+    held = {name: draw.normal(size=shape) for name, shape in arrays.items()}
+    return tiny.policy(name="all").model_copy(update={"gate": gate}).holding(held)
