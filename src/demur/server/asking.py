@@ -73,9 +73,11 @@ async def chat_tokens(serving: Serving, picked: Picked, messages: Sequence[Messa
     except PromptError as error:
         raise ApiError(400, str(error), "context_length_exceeded", "messages") from error
     except TemplateError as error:
-        raise ApiError(
-            400, f"the model's template does not take this conversation: {error}.", param="messages"
-        ) from error
+        told = f"the model's template does not take this conversation: {error}."
+        raise ApiError(400, told, "invalid_value", "messages") from error
+    if not ids:
+        raise ApiError(400, "there is nothing to answer; give some text.", "invalid_value", "messages")
+    return ids, roles
 
 
 async def text_tokens(serving: Serving, prompts: Sequence[str | list[int]]) -> list[Coded]:
