@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi import APIRouter
+from fastapi import FastAPI
 
 from demur.errors import SettingsError
 from demur.models.load import LanguageModel
 from demur.sae.sae import SAE
-from demur.server.app import create_app
 from demur.server.engine import Engine
 from demur.server.impact import LOCAL_CARD, ImpactCard
 from demur.server.keys import Keys
@@ -77,11 +76,12 @@ def serving_of(
     return Serving(settings, lm, engine, offer, keys, card)
 
 
-def serve(serving: Serving, at: socket.socket, routers: Sequence[APIRouter] = ()) -> None:
-    """Serves until SIGTERM or Ctrl-C; what is under way then is given `drain` seconds to end."""
+def serve(app: FastAPI, at: socket.socket) -> None:
+    """Serves an app until SIGTERM or Ctrl-C; what is under way then is given `drain` seconds to end."""
     set_up()
+    serving: Serving = app.state.serving
     config = uvicorn.Config(
-        create_app(serving, routers),
+        app,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(serving.settings.drain),

@@ -11,6 +11,7 @@ from demur.models.load import ModelSettings, load
 from demur.verbs.output import DEFAULT_MODEL, say
 
 try:
+    from demur.server.app import create_app
     from demur.server.run import listening, permits, serve, serving_of
     from demur.server.settings import ServerSettings
 except ModuleNotFoundError as error:  # the extra is not installed
@@ -49,4 +50,5 @@ def serve_verb(
     say(f"serving {', '.join(serving.offer.ids())} at {where}/v1; Ctrl-C ends.")
     body = {"model": serving.offer.pick(serving.offer.base).model, "messages": [{"role": "user", "content": "Hi"}]}
     say(f"next: curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d '{dumps(body)}'")
-    serve(serving, at)
+    # What joins the API in the same process (routers, listeners, a page) is put together here.
+    serve(create_app(serving), at)
