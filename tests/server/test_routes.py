@@ -390,6 +390,8 @@ def test_the_description_is_there_and_loads_nothing_from_elsewhere(kitchen, go):
         async with kitchen.open("none") as client:
             got = (await client.get("/openapi.json")).json()
             assert "/v1/chat/completions" in got["paths"]
+            models = got["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"]
+            assert models == ["tiny-llama", "tiny-llama:off"]
             assert (await client.get("/docs")).status_code == 404
 
     go(work())
