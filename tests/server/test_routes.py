@@ -167,6 +167,9 @@ def test_bare_text_is_scored_and_goes_on(kitchen, go):
                 for prompt in ([text, text], [ids])
                 for choice in (await client.post("/v1/completions", json=body | {"prompt": prompt})).json()["choices"]
             ]
+            one = (await client.post("/v1/completions", json=body | {"prompt": [9]})).json()["choices"][0]["logprobs"]
+            assert one["token_logprobs"][0] is None
+            assert len(one["token_logprobs"]) == 2
             goes_on = {"model": "tiny-llama", "prompt": text, "max_tokens": 6}
             plain = (await client.post("/v1/completions", json=goes_on)).json()["choices"][0]["text"]
             parts = await streamed(client, goes_on, "/v1/completions")
