@@ -307,6 +307,31 @@ def test_a_body_that_is_too_large_is_refused(kitchen, go):
     go(work())
 
 
+def test_a_full_queue_and_an_answer_that_takes_too_long_are_told(kitchen, go):
+    long = asked(max_tokens=400, ignore_eos=True)
+
+    async def work():
+        async with kitchen.open("none", rows=1, queue=0, max_new_tokens=400) as client:
+            first = asyncio.create_task(client.post("/v1/chat/completions", json=long))
+            while not client.serving.engine.rows:
+                await asyncio.sleep(0.005)
+            for stream in (False, True):
+                got = await client.post("/v1/chat/completions", json=asked(stream=stream))
+                assert got.status_code == 429
+                assert got.json()["error"]["code"] == "queue_full"
+                assert int(got.headers["retry-after"]) >= 1
+            assert (await first).status_code == 200
+        async with kitchen.open("none", timeout=0.05, max_new_tokens=400) as client:
+            got = await client.post("/v1/chat/completions", json=long)
+            assert got.status_code == 504
+            assert got.json()["error"]["type"] == "timeout_error"
+            while client.serving.engine.rows:
+                await asyncio.sleep(0.005)
+            assert client.serving.engine.counts["cancelled"] == 1
+
+    go(work())
+
+
 def test_another_host_name_is_refused_without_keys(kitchen, go):
     async def work():
         async with kitchen.open("none") as client:
