@@ -31,6 +31,7 @@ VERBS = {
     "judge": ("demur.verbs.judge:judge_verb", "A judge against people's labels; the classifier fitted anew."),
     "convert": ("demur.verbs.convert:convert_verb", "An SAE in any known format → the same in another."),
     "sets": ("demur.verbs.sets:sets_verb", "Prompt sets by name → where each can be had from here."),
+    "serve": ("demur.verbs.serve:serve_verb", "A policy → an OpenAI-compatible API."),
     "report": ("demur.verbs.report:report_verb", "A run → one HTML page."),
     "inspect": ("demur.verbs.inspect:inspect_verb", "Any file → what it is."),
 }

@@ -187,6 +187,16 @@ CASES = {
     "unknown set": (["sets", "xtest"], "did you mean xstest?"),
     "set without that split": (["sets", "xstest", "--split", "train"], "it has test"),
     "set that is out of reach": (["sets", "wildguard", "--data-dir", "{w}/plain"], "hf download allenai/wildguardmix"),
+    "serving others without keys": (["serve", "--host", "0.0.0.0"], "keys and an impact card"),
+    "serving with keys that are not there": (
+        ["serve", "--host", "0.0.0.0", "--keys", "{w}/gone.toml", "--impact", "{w}/gone.toml"],
+        "does not exist",
+    ),
+    "serving on no address": (["serve", "--host", "no.such.host.invalid", "--port", "1"], "keys and an impact card"),
+    "serving a policy of another model": (
+        ["serve", "--port", "0", "--model", "{w}/model", "--sae", "{w}/sae", "--policy", "{w}/other-model.toml"],
+        "was made for another",
+    ),
     "missing data folder": (["--data-dir", "{w}/gone", "sets"], "does not exist"),
     "inspecting what is not there": (["inspect", "{w}/gone"], "does not exist"),
 }
