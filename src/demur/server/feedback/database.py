@@ -5,6 +5,7 @@ SQLite runs with a write-ahead log and `synchronous = FULL` (https://sqlite.org/
 cut. Text that is deleted is overwritten (`secure_delete`), also in the log.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,13 @@ PATIENCE = 5.0
 """Seconds to wait for a lock that somebody else holds, or for a connection."""
 MIGRATION_LOCK = 0x64656D7572
 """PostgreSQL's advisory lock while tables are made: two servers may start at once."""
+
+
+def usual_place() -> str:
+    """Where the store is unless told otherwise: `DEMUR_STORE`, else a file in the user's data folder."""
+    import platformdirs
+
+    return os.environ.get("DEMUR_STORE") or str(Path(platformdirs.user_data_dir("demur")) / "feedback.db")
 
 
 class Database:
