@@ -50,7 +50,7 @@ def main(where: str, kills: int, seed: int) -> None:
         os.close(tell)
         # From the first acknowledgement on, so that it is killed while it writes and not while it starts.
         said = os.read(read, 65536)
-        time.sleep(luck.uniform(0, 0.03))
+        time.sleep(luck.uniform(0, 0.1))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while more := os.read(read, 65536):
