@@ -8,6 +8,7 @@ import hashlib
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -67,22 +68,36 @@ def reply_tokens(lm: LanguageModel, prompts: Encoded, settings: GenerationSettin
 
 
 def _draw(prompts: Encoded, settings: GenerationSettings) -> list[Any]:
-    """What makes the largest score a draw: temperature, top-k and top-p as usual, then each row's own noise.
+    # What makes the largest score a draw: temperature, top-k and top-p as usual, then each row's own noise.
+    rows = [row[mask.bool()].tolist() for row, mask in zip(prompts.ids, prompts.mask, strict=True)]
+    lucks = [luck(settings.seed, row, prompts.ids.device) for row in rows]
+
+    def with_noise(_ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.stack([noisy(row, g) for row, g in zip(scores, lucks, strict=True)])
+
+    return [*warpers(settings.temperature, settings.top_p), with_noise]
+
+
+def luck(seed: int, prompt: list[int], device: torch.device) -> torch.Generator:
+    """The source of one row's noise: the seed's and the prompt's own."""
+    digest = hashlib.sha256(repr((seed, prompt)).encode()).digest()[:7]
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+def warpers(temperature: float, top_p: float, top_k: int = TOP_K) -> list[Any]:
+    """Temperature, top-k and top-p, in this order, as transformers has them: functions of ids and scores."""
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    at_most = [TopKLogitsWarper(top_k)] if top_k else []
+    return [TemperatureLogitsWarper(temperature), *at_most, *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]
+
+
+def noisy(scores: Float[Tensor, " vocab"], generator: torch.Generator) -> Float[Tensor, " vocab"]:
+    """Scores of which the largest is a draw.
 
     With `E` exponential, the largest of `log p − log E` falls on a token with its probability (Gumbel, 1954).
     """
-    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    rows = [row[mask.bool()].tolist() for row, mask in zip(prompts.ids, prompts.mask, strict=True)]
-    seeds = [hashlib.sha256(repr((settings.seed, row)).encode()).digest()[:7] for row in rows]
-    luck = [torch.Generator(prompts.ids.device).manual_seed(int.from_bytes(s, "big")) for s in seeds]
-
-    def with_noise(_ids: Tensor, scores: Tensor) -> Tensor:
-        drawn = [torch.empty_like(row).exponential_(generator=g) for row, g in zip(scores, luck, strict=True)]
-        return scores - torch.stack(drawn).log()
-
-    top_p = [TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else []
-    return [TemperatureLogitsWarper(settings.temperature), TopKLogitsWarper(TOP_K), *top_p, with_noise]
+    return scores - torch.empty_like(scores).exponential_(generator=generator).log()
 
 
 def _until_end(tokens: list[int], ends: list[int]) -> list[int]:

@@ -26,7 +26,9 @@ class ServerSettings(Settings):
     queue: int = Field(default=64, ge=0)
     """Choices that may wait for a row; beyond, 429."""
     max_new_tokens: int = Field(default=1024, gt=0)
-    """Longest reply that may be asked for, in tokens; also what is given where none is named."""
+    """Longest reply that may be asked for, in tokens."""
+    usual_tokens: int = Field(default=256, gt=0)
+    """Longest reply where a request names none, in tokens."""
     max_body: int = Field(default=1_048_576, gt=0)
     """Largest request, in bytes."""
     max_choices: int = Field(default=8, gt=0)

@@ -4,6 +4,7 @@ What a gate knows of one batch is updated as tokens come, in one pass or in chun
 threshold was set on such sums, and those of a model in half precision keep two or three digits.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,13 +48,17 @@ class Seen:
 class Pool:
     """Values of each row's tokens, pooled: max, mean or last."""
 
-    def __init__(self, how: str, rows: int, width: int, like: Tensor) -> None:
-        self.how = how
+    def __init__(self, how: str, rows: int, width: int, like: Tensor, start: float = 0.0) -> None:
         # Activations are never negative, so 0 is the start of their maximum as of a sum; the stream's has none.
-        self.values = torch.zeros(rows, width, device=like.device, dtype=wide(like))
+        self.how, self.start = how, start
+        self.values = torch.full((rows, width), start, device=like.device, dtype=wide(like))
         self.seen = torch.zeros(rows, 1, device=like.device, dtype=wide(like))
         self.where = torch.full((rows, width), -1, device=like.device, dtype=torch.long)
         """max: the position that each value is from; -1 where nothing was above 0."""
+
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        self.values[rows], self.seen[rows], self.where[rows] = self.start, 0, -1
 
     def update(self, values: Float[Tensor, "tokens n"], seen: Seen) -> None:
         """Takes in tokens."""
@@ -113,9 +118,7 @@ class ProbeState:
 
     def __init__(self, sensor: ProbeSensor, vector: Tensor, rows: int, like: Tensor) -> None:
         self.sensor, self.vector = sensor, vector.to(like.device, wide(like))
-        self.pool = Pool(sensor.pooling, rows, len(vector), like)
-        if sensor.pooling == "max":
-            self.pool.values.fill_(-torch.inf)
+        self.pool = Pool(sensor.pooling, rows, len(vector), like, -torch.inf if sensor.pooling == "max" else 0.0)
 
     def update(self, seen: Seen) -> None:
         """Takes in tokens."""
@@ -172,15 +175,24 @@ class Late:
         self.smooth = torch.zeros(rows, device=like.device, dtype=wide(like))
         self.live = torch.zeros(rows, device=like.device, dtype=torch.bool)
         self.since = torch.zeros(rows, device=like.device, dtype=torch.long)
-        self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        """Rows, positions, smoothed scores and whether the gate was open, as they came."""
-        self._told: tuple[int, dict[int, list[tuple[int, float, bool]]]] = (0, {})
+        self.scores = torch.full((rows, 0), torch.nan, device=like.device, dtype=wide(like))
+        """By position: what the gate thought there; NaN where it read nothing."""
+        self.was_open = torch.zeros(rows, 0, device=like.device, dtype=torch.bool)
         self.opened: dict[int, tuple[Tensor, Tensor]] = {}
         """By position: which rows are open there, and since which position."""
+
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        self.smooth[rows], self.live[rows], self.since[rows] = 0, False, 0
+        self.scores[rows], self.was_open[rows] = torch.nan, False
+        for live, _ in self.opened.values():
+            live[rows] = False
 
     def update(self, seen: Seen) -> None:
         """Takes in tokens of replies."""
         score = self.state.each(seen)
+        width = int(seen.position.max()) + 1
+        self.scores, self.was_open = widened(self.scores, width, torch.nan), widened(self.was_open, width)
         for position in seen.position.unique().tolist():
             now = seen.position == position
             row = seen.row[now]
@@ -189,18 +201,16 @@ class Late:
             is_open = torch.where(was, smooth >= self.how.closes, smooth >= self.how.opens)
             self.smooth[row], self.live[row] = smooth, is_open
             self.since[row] = torch.where(is_open & ~was, position, self.since[row])
-            self.steps.append((row, seen.position[now], smooth, is_open))
+            self.scores[row, position], self.was_open[row, position] = smooth.detach(), is_open
+            # What stands at a position may be of rows that were there before.
+            self.opened.pop(position, None)
             if self.live.any():
                 self.opened[position] = (self.live.clone(), self.since.clone())
 
     def trace(self, row: int) -> list[tuple[int, float, bool]]:
         """Position, smoothed score and whether it was open, at each token of a row's reply."""
-        if self._told[0] != len(self.steps):
-            rows: dict[int, list[tuple[int, float, bool]]] = {}
-            for r, *told in zip(*(torch.cat(part).tolist() for part in zip(*self.steps, strict=True)), strict=True):
-                rows.setdefault(r, []).append((told[0], told[1], told[2]))
-            self._told = len(self.steps), rows
-        return self._told[1].get(row, [])
+        told = enumerate(zip(self.scores[row].tolist(), self.was_open[row].tolist(), strict=True))
+        return [(position, score, is_open) for position, (score, is_open) in told if not math.isnan(score)]
 
     def at(self, row: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
         """Whether the gate is open at these tokens, and since which position."""
@@ -241,6 +251,14 @@ class GateState:
             assert not isinstance(state, CastState)
             self.late = Late(gate, state, rows, like)
         self._decided: tuple[Tensor, ...] | None = None
+
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        for state in self.states.values():
+            state.pool.forget(rows)
+        if self.late is not None:
+            self.late.forget(rows)
+        self._decided = None
 
     def reads(self, site: str, of_reply: bool) -> bool:
         """Whether something is read at a site, of prompts or of replies."""
@@ -310,15 +328,25 @@ class GateState:
         return {"any": margins.amax(1), "all": margins.amin(1), "not": -margins[:, 0]}[sensor.rule]
 
 
-def wanted_features(gates: Sequence[Gate], like: Tensor) -> dict[str, Int[Tensor, " n"]]:
-    """The features that gates read at each site, each once."""
-    found: dict[str, dict[int, None]] = {}
+def wanted_features(
+    gates: Sequence[Gate], like: Tensor, before: Mapping[str, Tensor] | None = None
+) -> dict[str, Int[Tensor, " n"]]:
+    """The features that gates read at each site, each once; those that were wanted before keep their places."""
+    found = {site: dict.fromkeys(features.tolist()) for site, features in (before or {}).items()}
     for gate in gates:
         for sensor in gate.every_reader:
             found.setdefault(sensor.site, {})
             if isinstance(sensor, FeatureSensor):
                 found[sensor.site].update(dict.fromkeys(sensor.features))
     return {site: torch.tensor(list(f), device=like.device, dtype=torch.long) for site, f in found.items()}
+
+
+def widened(by_position: Tensor, width: int, blank: float = 0.0) -> Tensor:
+    """A tensor `[rows, positions]` with room for so many positions at least; it grows by doubling."""
+    have = by_position.shape[1]
+    if have >= width:
+        return by_position
+    return torch.cat([by_position, by_position.new_full((len(by_position), max(width, 2 * have) - have), blank)], dim=1)
 
 
 def wide(like: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import tomllib
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -54,6 +55,23 @@ def find_policy(name: str) -> Policy:
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean {near[0]}?" if near else f"built in are {', '.join(names())}."
     raise PolicyError(f"no policy {name!r}: neither a built-in name nor a .toml file; {hint}")
+
+
+def policy_files(name: str) -> list[Path]:
+    """The files that `find_policy` reads for a name, those included and the vectors beside them too."""
+    plain = name
+    while not Path(plain).is_file() and ("@" in plain or _LEVEL.fullmatch(plain)):
+        plain = plain.rpartition("@")[0] if "@" in plain else _LEVEL.fullmatch(plain)["base"]  # type: ignore[index]
+    path = Path(plain) if Path(plain).suffix == ".toml" else shipped() / "policies" / f"{plain}.toml"
+    found: list[Path] = []
+    while path not in found:
+        found += [path, path.with_suffix(".safetensors")]
+        try:
+            other = tomllib.loads(path.read_text(encoding="utf-8")).get("include")
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            break
+        path = path.parent / other if isinstance(other, str) else path
+    return [] if plain == "none" else found
 
 
 def known_features(policy: Policy) -> dict[tuple[str, int], Feature]:

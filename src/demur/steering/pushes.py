@@ -20,6 +20,11 @@ class Pushes:
         self.last = torch.full((rows, len(maps[0])), torch.nan, device=like.device, dtype=like.dtype) if maps else None
         """The stream at each row's last prompt token, once it has been seen."""
 
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        if self.last is not None:
+            self.last[rows] = torch.nan
+
     def see(
         self, x: Float[Tensor, "tokens d_model"], row: Int[Tensor, " tokens"], is_last: Bool[Tensor, " tokens"]
     ) -> None:

@@ -20,7 +20,7 @@ from demur.models.sites import Site
 from demur.records import FeatureSensor, Fired, Intervention, Policy, Positions
 from demur.sae.edit import Edits, edit
 from demur.sae.sae import SAE
-from demur.steering.gates import GateState, Late, Seen, wanted_features, wide
+from demur.steering.gates import GateState, Late, Seen, wanted_features, wide, widened
 from demur.steering.pushes import Pushes
 
 
@@ -41,45 +41,98 @@ class Action:
         return cls(how, Edits.of(how.edits, like), Pushes(policy, how.pushes, rows, like), off)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A policy, the rows that have it, and its parts as tensors."""
 
     policy: Policy
+    hash: str
     rows: Bool[Tensor, " batch"]
     gate: GateState | None
     actions: tuple[Action, ...]
 
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        if self.gate is not None:
+            self.gate.forget(rows)
+        for action in self.actions:
+            action.pushes.forget(rows)
+
 
 class Session:
-    """The state of one steered call; see `steer`."""
+    """The state of one steered call; see `steer`. A server's session has rows that come and go: `admit`, `leave`."""
 
     def __init__(
-        self, lm: LanguageModel, saes: Mapping[str, SAE], policies: Sequence[Policy], prompts: Encoded
+        self,
+        lm: LanguageModel,
+        saes: Mapping[str, SAE],
+        policies: Sequence[Policy],
+        prompts: Encoded | None,
+        rows: int | None = None,
     ) -> None:
-        like = next(lm.model.parameters())
-        self.length = prompts.mask.sum(1)
+        """Rows with a policy and a prompt each; or, with `rows` and no prompts, so many that are free."""
+        self.like = next(lm.model.parameters())
+        self.rows = len(policies) if rows is None else rows
+        self.lm, self.saes, self.precision = lm, saes, wide(self.like)
+
+        def blank(*shape: int, dtype: torch.dtype = torch.bool) -> Tensor:
+            return torch.zeros(*shape, device=self.like.device, dtype=dtype)
+
+        self.length = blank(self.rows, dtype=torch.long)
         """Prompt tokens in each row."""
-        self.lm, self.prompts, self.saes, self.precision = lm, prompts, saes, wide(like)
-        self.readable = _by_position(prompts, {Role.USER, Role.ASSISTANT})
-        self.user = _by_position(prompts, {Role.USER})
-        self.worded = self.readable.any(1)
+        self.ids = blank(self.rows, 0, dtype=torch.long)
+        """Prompt tokens by position."""
+        self.readable, self.user = blank(self.rows, 0), blank(self.rows, 0)
+        self.worded = blank(self.rows)
         """Rows in which somebody said something; of the others a gate reads nothing, not even the template's tail."""
-        self.edited: list[tuple[Tensor, Tensor]] = []
-        """Rows and positions that were edited, as they came."""
-        distinct = list({p.hash: p for p in policies}.values())
-        hashes = [p.hash for p in policies]
-        self.features = wanted_features([p.gate for p in distinct if p.gate], like)
+        self.edited = blank(self.rows, 0)
+        """Which positions were edited."""
+        self.features: dict[str, Tensor] = {}
         """Features that some gate reads, by site."""
-        self.plans = [
-            Plan(
-                policy=p,
-                rows=torch.tensor([h == p.hash for h in hashes], device=like.device),
-                gate=GateState(p, p.gate, self.features, len(policies), like) if p.gate else None,
-                actions=tuple(Action.of(i, p, len(policies), like) for i in p.interventions),
-            )
-            for p in distinct
-        ]
+        self.plans: list[Plan] = []
+        if prompts is not None:
+            self.admit(range(self.rows), policies, prompts)
+
+    def admit(self, rows: Sequence[int], policies: Sequence[Policy], prompts: Encoded) -> None:
+        """Gives free rows a policy and a prompt each."""
+        at = torch.tensor(list(rows), device=self.like.device)
+        self.leave(rows)
+        width = prompts.ids.shape[1]
+        self.length[at] = prompts.mask.sum(1)
+        self.ids = _filled(self.ids, at, _by_position(prompts, prompts.ids))
+        self.readable = _filled(self.readable, at, _by_position(prompts, _of(prompts, Role.USER, Role.ASSISTANT)))
+        self.user = _filled(self.user, at, _by_position(prompts, _of(prompts, Role.USER)))
+        self.worded[at] = self.readable[at].any(1)
+        self.edited = widened(self.edited, width)
+        self.edited[at] = False
+        hashes = [p.hash for p in policies]
+        for hash_, policy in {h: p for h, p in zip(hashes, policies, strict=True)}.items():
+            plan = next((p for p in self.plans if p.hash == hash_), None) or self._plan(policy, hash_)
+            mine = at[torch.tensor([h == hash_ for h in hashes], device=at.device)]
+            plan.rows[mine] = True
+            plan.forget(mine)
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """Frees rows; policies that no row has any more are forgotten, but for the last few."""
+        at = torch.tensor(list(rows), device=self.like.device)
+        for plan in self.plans:
+            plan.rows[at] = False
+        unused = [p for p in self.plans if not p.rows.any()]
+        for plan in unused[:-KEPT]:
+            self.plans.remove(plan)
+
+    def _plan(self, policy: Policy, hash_: str) -> Plan:
+        if policy.gate is not None:
+            self.features = wanted_features([policy.gate], self.like, self.features)
+        made = Plan(
+            policy=policy,
+            hash=hash_,
+            rows=torch.zeros(self.rows, device=self.like.device, dtype=torch.bool),
+            gate=GateState(policy, policy.gate, self.features, self.rows, self.like) if policy.gate else None,
+            actions=tuple(Action.of(i, policy, self.rows, self.like) for i in policy.interventions),
+        )
+        self.plans.append(made)
+        return made
 
     @property
     def sites(self) -> list[str]:
@@ -110,7 +163,8 @@ class Session:
                     new = new.clone() if new is x else new
                     dose = self._dose(plan, action.how, row[here], position[here] - since[here])
                     new[here] = self._changed(action, new[here], row[here], dose)
-                    self.edited.append((row[here], position[here]))
+                    self.edited = widened(self.edited, int(position.max()) + 1)
+                    self.edited[row[here], position[here]] = True
         return None if new is x else new
 
     def is_idle(self, site: str) -> bool:
@@ -197,6 +251,11 @@ class Session:
             change = change * (longest / change.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
         return x + change
 
+    def is_late(self, row: int) -> bool:
+        """Whether the gate on a row's reply is open now."""
+        plan = next(p for p in self.plans if p.rows[row])
+        return plan.gate is not None and plan.gate.late is not None and bool(plan.gate.late.live[row])
+
     def report(self, row: int, reply_tokens: int) -> dict:
         """What a transcript says of a row: what the gate thought, positions edited, features that took part.
 
@@ -204,9 +263,7 @@ class Session:
         """
         plan = next(p for p in self.plans if p.rows[row])
         length = int(self.length[row])
-        places = [position[rows == row] for rows, position in self.edited]
-        edited = torch.cat([*places, self.length[:0]]).unique()
-        edited = int((edited < length - 1 + reply_tokens).sum())
+        edited = int(self.edited[row, : length - 1 + reply_tokens].sum())
         seen: dict = {"gate": None, "open": plan.policy.acts, "edited": edited, "fired": ()}
         if plan.gate is not None:
             seen |= {
@@ -230,8 +287,8 @@ class Session:
     def _with_token(self, row: int, fired: Fired) -> Fired:
         if fired.position is None:
             return fired
-        token = self.prompts.ids[row, self.prompts.first[row] + fired.position]
-        return fired.model_copy(update={"token": self.lm.tokenizer.decode([int(token)])})
+        token = int(self.ids[row, fired.position])
+        return fired.model_copy(update={"token": self.lm.tokenizer.decode([token])})
 
 
 def _late(late: Late, row: int, length: int, reply_tokens: int) -> dict:
@@ -240,6 +297,9 @@ def _late(late: Late, row: int, length: int, reply_tokens: int) -> dict:
     found: dict = {"trace": tuple(round(score, 4) for _, score, _ in trace)}
     return found | ({"late": opened[0], "open": True} if opened else {})
 
+
+KEPT = 8
+"""Policies whose tensors a session keeps though no row has them."""
 
 TAIL = 1
 """Template tokens at the end of the prompt that a gate reads."""
@@ -339,10 +399,22 @@ def _layer(site: str) -> int:
     return Site.parse(site).layer
 
 
-def _by_position(prompts: Encoded, roles: set[Role]) -> Bool[Tensor, "batch seq"]:
-    # Whether the token at each position of each row has one of the roles; columns shifted left past the padding.
+def _by_position(prompts: Encoded, by_column: Tensor) -> Tensor:
+    # What stands in each column of each row, by position: columns shifted left past the padding, nothing behind the end.
     width = prompts.ids.shape[1]
     column = (torch.arange(width, device=prompts.ids.device)[None, :] + prompts.first[:, None]).clamp_max(width - 1)
-    wanted = torch.stack([prompts.roles == role for role in roles]).any(0)
     inside = torch.arange(width, device=prompts.ids.device)[None, :] < prompts.mask.sum(1)[:, None]
-    return wanted.gather(1, column) & inside
+    return by_column.gather(1, column) * inside
+
+
+def _of(prompts: Encoded, *roles: Role) -> Bool[Tensor, "batch seq"]:
+    # Whether a token has one of the roles.
+    return torch.stack([prompts.roles == role for role in roles]).any(0)
+
+
+def _filled(by_position: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    # Rows of a tensor `[rows, positions]` replaced, the tensor widened where they are longer.
+    wider = widened(by_position, new.shape[1])
+    wider[rows] = 0
+    wider[rows, : new.shape[1]] = new.to(wider.dtype)
+    return wider
