@@ -34,7 +34,7 @@ from demur.records import (
     evenly,
     readers,
 )
-from demur.rivals.dense import Prompted, read_dense, read_dense_replies
+from demur.features.dense import Prompted, read_dense, read_dense_replies
 from demur.rivals.formulas import (
     alphasteer_map,
     best_cut,

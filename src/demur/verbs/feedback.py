@@ -68,7 +68,7 @@ def feedback_verb(
     owner
         Of delete: whose text, by the name of their key.
     out
-        Of export: the JSONL file to write; `demur find` and `demur calibrate` take it.
+        Of export: the JSONL file to write; `demur pardon`, `demur find` and `demur calibrate` take it.
     store
         The server's store: a file, or postgresql://USER@HOST/NAME; by default DEMUR_STORE, else the user's own.
     json
@@ -100,7 +100,10 @@ def _list(asked: _Asked) -> tuple[dict[str, Any], str]:
         table.add_row(*row, _asked(case)[:80])
     text = drawn(table).rstrip() if cases else "no appeals."
     text += "\nthere are more; --state open shows those to decide." if more else ""
-    return {"appeals": [c.model_dump(mode="json") for c in cases], "more": more}, f"{text}\nnext: demur feedback show ID"
+    return {
+        "appeals": [c.model_dump(mode="json") for c in cases],
+        "more": more,
+    }, f"{text}\nnext: demur feedback show ID"
 
 
 def _show(asked: _Asked) -> tuple[dict[str, Any], str]:
@@ -120,7 +123,7 @@ def _export(asked: _Asked) -> tuple[dict[str, Any], str]:
     counts = {label: sum(r.label == label for r in found.rows) for label in ("benign", "harmful")}
     text = (
         f"{counts['benign']} upheld appeals as benign prompts, {counts['harmful']} rejected ones as harmful\n"
-        f"wrote {asked.out}\nnext: demur calibrate --pardon {asked.out} --policy gated"
+        f"wrote {asked.out}\nnext: demur pardon {asked.out} --policy gated"
     )
     return {"out": str(asked.out), "hash": found.hash} | counts, text
 
@@ -138,7 +141,9 @@ def _statistics(asked: _Asked) -> tuple[dict[str, Any], str]:
     for kind, tally in (*found.kinds.items(), ("all", found.every)):
         table.add_row(kind.replace("_", " "), *(str(n) for n in tally.model_dump().values()))
     since = f" since {_day(found.since)}" if found.since else ""
-    return found.model_dump(mode="json"), f"{drawn(table).rstrip()}\nfeedback{since}: {found.good} good, {found.bad} bad"
+    return found.model_dump(
+        mode="json"
+    ), f"{drawn(table).rstrip()}\nfeedback{since}: {found.good} good, {found.bad} bad"
 
 
 ACTIONS: dict[Action, Callable[[_Asked], tuple[dict[str, Any], str]]] = {
@@ -156,7 +161,7 @@ def _told(case: Case) -> str:
     gate = "" if answer.gate is None else f", gate {answer.gate:.2f}"
     lines = [
         f"{appeal.id}: {appeal.state}, filed {_day(appeal.created)} by {appeal.owner or 'somebody whose name is deleted'}",
-        f"answer {answer.id} of {answer.model}: policy {answer.policy} ({answer.policy_hash}), {answer.kind or 'no kind'}{gate}",
+        f"answer {answer.id} of {answer.model}: {answer.policy} ({answer.policy_hash}), {answer.kind or 'no kind'}{gate}",
     ]
     if answer.messages is None:
         return "\n".join([*lines, "its text is deleted."])

@@ -101,7 +101,9 @@ def free(folder: Path) -> int:
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 2 MiB."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(tmp_path)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(tmp_path)], capture_output=True, check=False
+    )
     if done.returncode != 0:
         pytest.skip("this user may not mount a small disk; run as root")
     yield tmp_path
@@ -139,7 +141,9 @@ def test_a_locked_table_of_postgresql_is_one_sentence_and_then_over(postgres, mo
 def test_dropped_connections_are_made_anew(postgres):
     store, other = Store.open(postgres.url), Store.open(postgres.url)
     store.keep(answer("dropped"))
-    drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+    drop = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+    )
     with other.database.writing() as connection:
         connection.exec_driver_sql(drop)
     # Dropped while nobody used it: nobody notices.
@@ -160,7 +164,7 @@ def test_a_stopped_postgresql_is_one_sentence_and_then_over(postgres):
     store.keep(answer("stopped"))
     postgres.stop()
     try:
-        with pytest.raises(StoreError, match="does not answer|was lost"):
+        with pytest.raises(StoreError, match=r"does not answer|was lost"):
             store.appeal("ann", "chatcmpl-stopped", "Please.")
     finally:
         postgres.start()

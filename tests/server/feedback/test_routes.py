@@ -33,9 +33,7 @@ def kept(tmp_path):
 
 @pytest.fixture
 def client(kept):
-    hashed = [
-        Key(name=n, role=r, sha256=hashlib.sha256(f"key-{n}".encode()).hexdigest()) for n, r in ROLES.items()
-    ]
+    hashed = [Key(name=n, role=r, sha256=hashlib.sha256(f"key-{n}".encode()).hexdigest()) for n, r in ROLES.items()]
     app = create_app(Serving(ServerSettings(), Keys(keys=tuple(hashed))), [feedback_router(kept, 30)])
     with TestClient(app) as made:
         yield made
@@ -107,7 +105,11 @@ def test_a_store_that_is_gone_is_503_and_comes_back(client, kept):
         connection.exec_driver_sql("ALTER TABLE appeals RENAME TO elsewhere")
     sent = {"answer": "chatcmpl-1", "argument": "Please."}
     gone = client.post("/v1/appeals", json=sent, headers=as_("ann"))
-    assert (gone.status_code, gone.json()["error"]["code"], gone.headers["Retry-After"]) == (503, "store_unavailable", "2")
+    assert (gone.status_code, gone.json()["error"]["code"], gone.headers["Retry-After"]) == (
+        503,
+        "store_unavailable",
+        "2",
+    )
     with kept.database.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO appeals")
     assert client.post("/v1/appeals", json=sent, headers=as_("ann")).status_code == 201
@@ -131,7 +133,9 @@ def test_only_steered_answers_are_kept(kept):
         id="chatcmpl-1", created=int(time.time()), caller="ann", model="m:standard", policy="gated", policy_hash="0",
         level="standard", messages=(Message(role="user", content="Hi"),), replies=("Hello",), demur=({"steered": False},),
     )  # fmt: skip
-    steered = plain.model_copy(update={"id": "chatcmpl-2", "demur": ({"steered": True, "gate": 1.5, "hazard": "theft"},)})
+    steered = plain.model_copy(
+        update={"id": "chatcmpl-2", "demur": ({"steered": True, "gate": 1.5, "hazard": "theft"},)}
+    )
     hear = keeping(kept, 30)
     for answered in (plain, steered):
         asyncio.run(hear(answered))

@@ -124,7 +124,12 @@ def test_old_text_is_deleted_and_the_counts_stay(store):
     assert statistics(store) == before
     assert expire(store, days=30, now=now + 31 * DAY) == 2
     case = store.case(late.id)
-    assert (case.appeal.state, case.appeal.argument, case.answer.messages, case.answer.owner) == ("lapsed", None, None, "")
+    assert (case.appeal.state, case.appeal.argument, case.answer.messages, case.answer.owner) == (
+        "lapsed",
+        None,
+        None,
+        "",
+    )
     assert statistics(store).every.lapsed == 1
     assert expire(store, days=30, now=now + 31 * DAY) == 0
 
@@ -188,11 +193,14 @@ def test_odd_text_is_kept(store):
 def test_the_migrations_make_the_tables_that_the_code_expects(store):
     seen = inspect(store.database.engine)
     for name, table in metadata.tables.items():
-        columns = {c["name"]: (str(c["type"].compile(store.database.engine.dialect)), c["nullable"]) for c in seen.get_columns(name)}
-        assert columns == {
-            c.name: (c.type.compile(store.database.engine.dialect), c.nullable) for c in table.columns
+        columns = {
+            c["name"]: (str(c["type"].compile(store.database.engine.dialect)), c["nullable"])
+            for c in seen.get_columns(name)
         }
-        assert {i["name"] for i in seen.get_indexes(name) if "duplicates_constraint" not in i} == {i.name for i in table.indexes}
+        assert columns == {c.name: (c.type.compile(store.database.engine.dialect), c.nullable) for c in table.columns}
+        assert {i["name"] for i in seen.get_indexes(name) if "duplicates_constraint" not in i} == {
+            i.name for i in table.indexes
+        }
 
 
 def test_a_store_of_a_later_version_is_left_alone(store):

@@ -150,7 +150,9 @@ def _url(where: str) -> tuple[Any, str]:
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise StoreError(f"the store cannot be in {url.get_backend_name()}; give a file, or postgresql://USER@HOST/NAME.")
+        raise StoreError(
+            f"the store cannot be in {url.get_backend_name()}; give a file, or postgresql://USER@HOST/NAME."
+        )
     return url, url.render_as_string(hide_password=True)
 
 

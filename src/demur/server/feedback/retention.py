@@ -43,9 +43,7 @@ def _delete(store: Store, of_answers: ColumnElement[bool], of_feedback: ColumnEl
         connection.execute(
             update(appeals).where(appeals.c.answer.in_(mine), appeals.c.state == "open").values(state="lapsed")
         )
-        connection.execute(
-            update(appeals).where(appeals.c.answer.in_(mine)).values(argument=None, note=None, **nobody)
-        )
+        connection.execute(update(appeals).where(appeals.c.answer.in_(mine)).values(argument=None, note=None, **nobody))
         gone = connection.execute(
             update(answers).where(of_answers, had_text).values(messages=None, reply=None, **nobody)
         ).rowcount

@@ -95,7 +95,10 @@ class AppealBody(Record):
     def of(cls, case: Case, reader: Caller) -> "AppealBody":
         """A case as its reader may see it."""
         names = {"owner": case.appeal.owner, "reviewer": case.appeal.reviewer} if reader.may("reviewer") else {}
-        told = {name: getattr(case.appeal, name) for name in ("id", "answer", "state", "created", "decided", "argument", "note")}
+        told = {
+            name: getattr(case.appeal, name)
+            for name in ("id", "answer", "state", "created", "decided", "argument", "note")
+        }
         about = {
             name: getattr(case.answer, name)
             for name in ("messages", "reply", "model", "policy", "policy_hash", "gate", "kind")
@@ -156,7 +159,9 @@ def _feedback_routes(router: APIRouter, store: Store) -> None:
     def delete_text(caller: User, owner: Annotated[str | None, Query(max_length=200)] = None) -> Deleted:
         """Delete all text that is kept of you: requests, replies, appeals, comments. Operators may name another owner."""
         if owner not in (None, caller.name) and not caller.may("operator"):
-            raise ApiError(403, "only an operator deletes another's text; leave out `owner` for your own.", "wrong_role")
+            raise ApiError(
+                403, "only an operator deletes another's text; leave out `owner` for your own.", "wrong_role"
+            )
         with told():
             return Deleted(answers_and_comments=forget(store, owner or caller.name))
 

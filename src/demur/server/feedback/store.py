@@ -60,7 +60,9 @@ class Store:
             with self.database.writing() as connection:
                 row = connection.execute(select(answers).where(answers.c.id == answer)).one_or_none()
                 if row is None or row.owner != owner:
-                    raise AppealError(f"no refused answer {answer!r} of yours is kept; give the id of one that was refused.")
+                    raise AppealError(
+                        f"no refused answer {answer!r} of yours is kept; give the id of one that was refused."
+                    )
                 before = connection.execute(select(appeals).where(appeals.c.answer == answer)).one_or_none()
                 if before is not None:
                     return _appeal(before)
@@ -90,7 +92,9 @@ class Store:
         with self.database.reading() as connection:
             row = connection.execute(query).one_or_none()
         if row is None or (owner is not None and row.owner_1 != owner):
-            raise AppealError(f"no appeal {appeal!r}; `GET /v1/appeals` and `demur feedback list` name those there are.")
+            raise AppealError(
+                f"no appeal {appeal!r}; `GET /v1/appeals` and `demur feedback list` name those there are."
+            )
         return _case(row)
 
     def cases(self, state: State | None = None, limit: int = 50, after: str | None = None) -> tuple[list[Case], bool]:

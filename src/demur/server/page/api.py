@@ -66,8 +66,8 @@ class Api:
                     if "error" in chunk:
                         raise EndpointError(chunk["error"]["message"])
                     answer_id = chunk["id"]
+                    account = chunk.get("demur") or account
                     for choice in chunk["choices"]:
-                        account = choice.get("demur") or account
                         if text := choice["delta"].get("content"):
                             yield text
         except httpx2.HTTPError as error:

@@ -1,45 +1,37 @@
 """What the page works with, beside the API that it asks as any client does."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from fastapi import FastAPI
-
-from demur.models.load import LanguageModel
 from demur.records import Feature, FeatureSet, Policy
-from demur.sae.sae import SAE
 from demur.server.feedback.store import Store
-from demur.server.keys import LOCAL, Caller, Keys
+from demur.server.keys import LOCAL, Caller
+from demur.server.serving import Serving
 
 
 @dataclass(frozen=True)
 class Desk:
-    """The model and its policies, for what is read and moved here; the store; finished runs."""
+    """The server's parts, for what is read and moved here; the store; features with evidence; finished runs."""
 
-    app: FastAPI
-    lm: LanguageModel
-    saes: Mapping[str, SAE]
-    policy: Callable[[], Policy]
-    """The one that is served now: policies may be exchanged while the server runs."""
+    serving: Serving
     store: Store
-    retention_days: float
-    reviewer: str = ""
-    """Who reviews appeals, as the impact card says."""
     features: Sequence[FeatureSet] = ()
     runs: Path | None = None
     """A run of `demur evaluate`, or a folder of runs."""
 
-    @property
-    def keys(self) -> Keys | None:
-        """The keys that the server takes; None where it takes anybody on this machine."""
-        return self.app.state.keys
-
     def caller(self, key: str) -> Caller | None:
         """Who sits at the page with this key."""
-        return LOCAL if self.keys is None else self.keys.caller(key)
+        return LOCAL if self.serving.keys is None else self.serving.keys.caller(key)
 
     @property
+    def policy(self) -> Policy:
+        """The usual one, as it is served now: its file may change while the server runs."""
+        offer = self.serving.offer
+        return offer.entries[offer.usual].policy
+
+    @cached_property
     def known(self) -> dict[tuple[str, int], Feature]:
         """All features with evidence, by site and number; of one that is in several sets, the last one's."""
         return {(s.site, f.id): f for s in self.features for f in s.features}

@@ -54,7 +54,7 @@ def frame(desk: Desk, view: str, lead: str) -> Iterator[Tag]:
                     Tag("a", name, href=f"./{path}", aria_current="page" if path == view else None)
         with Tag("div", classes="tools"):
             _look()
-            if desk.keys is not None:
+            if desk.serving.keys is not None:
                 _key(desk)
     main = Tag("main", classes="view", id="main", tabindex="-1")
     ui.skip_link("Skip to the view", target=main)

@@ -114,7 +114,7 @@ class Play:
         by_level = {i.rpartition(":")[2]: i for i in ids}
         self.models = {level: by_level[level] for level in LEVELS if level in by_level}
         self.level = next((x for x in ("standard", "strict", *self.models) if x in self.models), "off")
-        levels = self.desk.policy().levels
+        levels = self.desk.policy.levels
         self.slider.fill([x for x in self.models if x != "off" or len(self.models) == 1], self.level, levels)
         self.steered.title.text = f"Steered: {self.level}"
         if "off" not in self.models:
@@ -127,7 +127,7 @@ class Play:
 
     async def ask(self) -> None:
         """Asks both, and tells why."""
-        if not self.asked.value.strip() or (self.work is not None and not self.work.done()):
+        if not self.models or not self.asked.value.strip() or (self.work is not None and not self.work.done()):
             return
         seen = await visitor(self.desk)
         self.work = background_tasks.create(self._answer(seen))
@@ -142,7 +142,8 @@ class Play:
         self.go.put(disabled=True)
         self.halt.shown(True)
         try:
-            ends = [self.steered.write(api, self.models.get(level, level), messages)]
+            model = self.models[level]
+            ends = [self.steered.write(api, model, messages)]
             if "off" in self.models:
                 ends.append(self.plain.write(api, self.models["off"], messages))
             done = (await asyncio.gather(*ends))[0]
@@ -154,7 +155,7 @@ class Play:
                 if steered:
                     with self.steered.foot:
                         Appeal(self.desk, seen, done.id)
-                await self.reasons.tell(messages, done.account)
+                await self.reasons.tell(self.desk.serving.offer.pick(model).policy, messages, done.account)
         finally:
             self.go.put(disabled=None)
             self.halt.shown(False)
@@ -211,9 +212,11 @@ class Appeal:
         self.open = button("This should not have been refused", self.show)
         with Tag("dialog", classes="dialog", aria_label="Appeal") as self.dialog:
             Tag("h2", "Appeal against this answer")
-            days = f"{desk.retention_days:g} days"
-            who = f" {desk.reviewer.rstrip('.')} decides." if desk.reviewer else ""
-            Tag("p", f"Your question, the answer and your words are kept for {days} so that they can be judged.{who}", "soft")
+            days = f"{desk.serving.card.retention_days} days"
+            Tag(
+                "p", f"Your question, the answer and your words are kept for {days} so that they can be judged.", "soft"
+            )
+            Tag("p", f"Who decides: {desk.serving.card.reviewer}", "soft")
             self.argument = Field("Why should it be answered?", rows="4", maxlength="4000")
             self.told = remark("")
             with Tag("div", classes="row"):

@@ -5,7 +5,7 @@ from typing import Any
 import anyio.to_thread
 
 from demur.errors import DemurError
-from demur.records import Feature, Message
+from demur.records import Feature, Message, Policy
 from demur.server.page.desk import Desk
 from demur.server.page.parts import Tag, remark
 from demur.steering.tokens import TokenRead, by_token
@@ -27,14 +27,14 @@ class Reasons:
         self.place.clear()
         self.place.shown(False)
 
-    async def tell(self, messages: tuple[Message, ...], account: dict[str, Any]) -> None:
+    async def tell(self, policy: Policy, messages: tuple[Message, ...], account: dict[str, Any]) -> None:
         """Explains an answer from what it tells of itself, and from what its gate reads."""
-        policy = self.desk.policy()
+        lm, saes = self.desk.serving.lm, self.desk.serving.offer.saes
         words: tuple[TokenRead, ...] = ()
         wrong = ""
         if policy.gate is not None:
             try:
-                words = await anyio.to_thread.run_sync(by_token, self.desk.lm, self.desk.saes, policy.gate, messages)
+                words = await anyio.to_thread.run_sync(by_token, lm, saes, policy.gate, messages)
             except DemurError as error:
                 wrong = str(error)
         self.place.shown(True)
@@ -48,7 +48,7 @@ class Reasons:
             with Tag("div"):
                 Tag("h2", "In words")
                 with Tag("ul"):
-                    for line in account.get("explanation", ()):
+                    for line in account.get("why", ()):
                         Tag("li", line.strip(), "sub" if line.startswith(" ") else "")
 
     def _meter(self, account: dict[str, Any]) -> None:
@@ -62,8 +62,26 @@ class Reasons:
 
         said = f"The prompt scored {score:.2f}; the gate opens at {line:.2f}."
         with Tag("svg", classes="meter", viewBox="0 0 500 46", role="img", aria_label=said):
-            Tag("line", x1="10", x2="490", y1="24", y2="24", stroke="var(--line)", stroke_width="6", stroke_linecap="round")
-            Tag("line", x1=at(line), x2="490", y1="24", y2="24", stroke="var(--harm)", stroke_opacity=".35", stroke_width="6")
+            Tag(
+                "line",
+                x1="10",
+                x2="490",
+                y1="24",
+                y2="24",
+                stroke="var(--line)",
+                stroke_width="6",
+                stroke_linecap="round",
+            )
+            Tag(
+                "line",
+                x1=at(line),
+                x2="490",
+                y1="24",
+                y2="24",
+                stroke="var(--harm)",
+                stroke_opacity=".35",
+                stroke_width="6",
+            )
             Tag("line", x1=at(line), x2=at(line), y1="14", y2="34", stroke="var(--ink)", stroke_width="1.5")
             tone = "var(--harm)" if score >= line else "var(--calm)"
             Tag("circle", cx=at(score), cy="24", r="7", fill=tone)
