@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nicegui import background_tasks
+from nicegui import background_tasks, ui
 
 from demur.errors import DemurError
 from demur.records import Edit, Feature, FeatureSet, Intervention, Message, Policy
@@ -139,7 +139,7 @@ class Mover:
             self.told.text = "Moving features is for operators: a policy could be undone by it."
             return
         if self.asked.value.strip():
-            background_tasks.create(self._answer())
+            background_tasks.create(self._answer(), context=ui.context.client)
 
     async def _answer(self) -> None:
         self.told.text = ""

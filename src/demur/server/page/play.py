@@ -130,11 +130,10 @@ class Play:
         if not self.models or not self.asked.value.strip() or (self.work is not None and not self.work.done()):
             return
         seen = await visitor(self.desk)
-        self.work = background_tasks.create(self._answer(seen))
+        self.work = background_tasks.create(self._answer(seen, Api(seen.key)), context=ui.context.client)
 
-    async def _answer(self, seen: Visitor) -> None:
-        messages = (Message(role="user", content=self.asked.value.strip()),)
-        api, level = Api(seen.key), self.level
+    async def _answer(self, seen: Visitor, api: Api) -> None:
+        messages, level = (Message(role="user", content=self.asked.value.strip()),), self.level
         self.told.text = ""
         self.plain.clear("Plain")
         self.steered.clear(f"Steered: {level}")

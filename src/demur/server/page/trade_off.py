@@ -104,6 +104,7 @@ class _Figure:
             Tag("line", x1=_x(low), x2=_x(high), y1=_y(y), y2=_y(y), stroke=colour, stroke_width="1.5", opacity=".5")
             low, high = harmful.interval
             Tag("line", x1=_x(x), x2=_x(x), y1=_y(low), y2=_y(high), stroke=colour, stroke_width="1.5", opacity=".5")
+            Tag("circle", cx=_x(x), cy=_y(y), r="16", fill="transparent")
             Tag(
                 "circle",
                 classes="dot",
