@@ -16,7 +16,7 @@ from demur.server.engine import Ended
 from demur.server.explaining import Account, account
 from demur.server.keys import Caller
 from demur.server.offer import Picked
-from demur.server.orders import ClientLeft, Order
+from demur.server.orders import ClientLeftError, Order
 from demur.server.problems import ApiError, body
 from demur.server.serving import Serving
 
@@ -33,7 +33,9 @@ class Answer:
         self.serving, self.request, self.caller, self.picked = serving, request, caller, picked
         self.messages, self.id, self.prompt_tokens, self.created = messages, id_, prompt_tokens, int(time.time())
         self.fingerprint = f"{serving.lm.hash}-{picked.hash}"
-        request.state.facts.update(id=id_, policy=picked.policy.name, policy_hash=picked.hash, level=picked.level)
+        request.state.facts.update(
+            id=id_, policy=picked.policy.name, policy_hash=picked.hash, policy_level=picked.level
+        )
 
     def usage(self, ended: list[Ended]) -> Usage:
         """Tokens read and written."""
@@ -70,7 +72,7 @@ class Answer:
         """Server-sent events; the status is sent once something has come, so that what fails before has its own."""
         try:
             first = await anext(chunks)
-        except ClientLeft:
+        except ClientLeftError:
             return Response(status_code=499)
         order.unwatch()  # from here on starlette does
 

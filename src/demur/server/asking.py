@@ -13,7 +13,7 @@ from demur.models.load import LanguageModel
 from demur.records import Message
 from demur.server.batch import Coded
 from demur.server.dialect import Asking
-from demur.server.offer import NotOffered, Picked
+from demur.server.offer import NotOfferedError, Picked
 from demur.server.orders import Order
 from demur.server.problems import ApiError
 from demur.server.sampling import Sampling
@@ -32,7 +32,7 @@ def picked_for(serving: Serving, asked: Asking) -> Picked:
     wish = asked.demur
     try:
         return serving.offer.pick(asked.model, wish.policy, wish.level, wish.kinds)
-    except NotOffered as error:
+    except NotOfferedError as error:
         raise ApiError(404, str(error), "model_not_found", "model") from error
     except DemurError as error:
         raise ApiError(400, str(error), "invalid_value", "demur") from error

@@ -14,7 +14,7 @@ from demur.server.engine import Ended, Piece
 from demur.server.explaining import account
 from demur.server.keys import Caller
 from demur.server.limits import metered
-from demur.server.orders import ClientLeft, Order
+from demur.server.orders import ClientLeftError, Order
 from demur.server.problems import RESPONSES
 from demur.server.sampling import TokenScore
 from demur.server.serving import Serving
@@ -38,7 +38,7 @@ async def chat(asked: ChatRequest, request: Request, caller: Annotated[Caller, D
         return await answer.streamed(order, chat_chunks(answer, order, asked))
     try:
         ended = await order.ended()
-    except ClientLeft:
+    except ClientLeftError:
         return Response(status_code=499)
     accounts = await answer.finished(ended)
     return ChatAnswer(

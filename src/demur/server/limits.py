@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -79,31 +81,41 @@ class SizeLimit:
             return message
 
         async def noted(message: Message) -> None:
+            # Whoever reads the body has an answer of their own to its breaking off; ours takes its place.
             nonlocal begun
-            begun = True
-            await send(message)
+            if begun or seen <= self.most:
+                begun = True
+                await send(message)
 
-        try:
+        with suppress(ApiError):
             await self.app(scope, counted, noted)
-        except ApiError as error:
-            if begun:
-                raise
-            await error.response(scope, receive, send)
+        if seen > self.most and not begun:
+            await problem.response(scope, receive, send)
 
 
 class LocalOnly:
-    """Without keys, takes requests for this machine's own names alone: a page elsewhere cannot lead a browser here."""
+    """Without keys, takes what comes from this machine alone: a page elsewhere cannot lead a browser here."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] == "http":
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-            if name.strip("[]") not in LOOPBACK:
+        """One request, or one web socket."""
+        if scope["type"] in ("http", "websocket"):
+            headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
+            names = [_name(f"//{headers.get(b'host', '')}"), _name(headers.get(b"origin", f"//{LOOPBACK[0]}"))]
+            if not set(names) <= set(LOOPBACK):
+                if scope["type"] == "websocket":
+                    await send({"type": "websocket.close", "code": 1008})
+                    return
                 problem = ApiError(403, f"this server answers to {', '.join(LOOPBACK)} alone.", "wrong_host")
                 await problem.response(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -16,11 +16,10 @@ class AsJson(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        facts: dict[str, Any] = {
+        facts: dict[str, Any] = getattr(record, "facts", {}) | {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
-            **getattr(record, "facts", {}),
         }
         if record.exc_info:
             facts["traceback"] = self.formatException(record.exc_info)
@@ -31,12 +30,10 @@ def set_up() -> None:
     """Sends our own and uvicorn's log to stderr, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(AsJson())
-    for name in ("demur.server", "uvicorn", "uvicorn.error"):
+    for name in ("demur.server", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").handlers = []
-    logging.getLogger("uvicorn.error").propagate = True
 
 
 class RequestLog:

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from demur.server.dialect import Model, Models
 from demur.server.keys import Caller, require
-from demur.server.offer import NotOffered
+from demur.server.offer import NotOfferedError
 from demur.server.orders import stopped
 from demur.server.problems import RESPONSES, ApiError
 from demur.server.serving import Serving
@@ -29,7 +29,7 @@ async def model(id_: str, request: Request, _caller: Annotated[Caller, Depends(r
     """One model id."""
     try:
         return _model(request.app.state.serving, id_)
-    except NotOffered as error:
+    except NotOfferedError as error:
         raise ApiError(404, str(error), "model_not_found", "model") from error
 
 

@@ -19,7 +19,7 @@ from demur.steering.session import check
 log = logging.getLogger("demur.server")
 
 
-class NotOffered(PolicyError):
+class NotOfferedError(PolicyError):
     """A model id, a policy or a level that this server does not have, or that its operator does not allow."""
 
 
@@ -88,20 +88,20 @@ class Offer:
         """The policy that a request is for: by its model id, and by what it says beside it.
 
         Raises:
-            NotOffered: there is none, or the operator does not allow it.
+            NotOfferedError: there is none, or the operator does not allow it.
             PolicyError: a kind of harm that the policy does not tell apart.
         """
         named, at = self._parsed(model)
         name = policy or named
         entry = self.entries.get(name)
         if entry is None:
-            raise NotOffered(f"there is no policy {name!r} here; there are {', '.join(self.entries)}.")
+            raise NotOfferedError(f"there is no policy {name!r} here; there are {', '.join(self.entries)}.")
         have = self._levels(entry.policy)
         usual = self.card.level if self.card.level in have else have[-1]
         wanted = level or at or usual
         for asked in (wanted, *(kinds or {}).values()):
             if asked not in have:
-                raise NotOffered(f"policy {name} is not offered at level {asked!r}; it is at {', '.join(have)}.")
+                raise NotOfferedError(f"policy {name} is not offered at level {asked!r}; it is at {', '.join(have)}.")
         fixed = {} if entry.policy.gate is None else self.card.hazards
         by_kind = {**(kinds or {}), **fixed}
         key = (wanted, tuple(sorted(by_kind.items())))
@@ -154,7 +154,7 @@ class Offer:
         if body == self.lm.name:
             base, name = self.base, ""
         if base != self.base or (level and level not in LEVELS):
-            raise NotOffered(f"there is no model {model[:120]!r} here; there are {', '.join(self.ids())}.")
+            raise NotOfferedError(f"there is no model {model[:120]!r} here; there are {', '.join(self.ids())}.")
         return name or self.usual, level or None
 
 
@@ -175,6 +175,8 @@ def at_level(policy: Policy, level: str, kinds: Mapping[str, str]) -> Policy:
     """
     if policy.is_plain or (level == "standard" and level not in policy.levels and not kinds):
         return policy
+    if level == "standard" and level not in policy.levels:
+        raise PolicyError(f"policy {policy.name} has one level alone, so no kind of harm can have another.")
     return policy.at_level(level, kinds)
 
 

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from demur.errors import DemurError
 from demur.server.batch import Coded
-from demur.server.engine import Busy, Ended, Engine, Event, Failed, Job, Stopped
+from demur.server.engine import BusyError, Ended, Engine, Event, Failed, Job, StoppedError
 from demur.server.metrics import Metrics
 from demur.server.offer import Picked
 from demur.server.problems import ApiError
@@ -20,7 +20,7 @@ from demur.server.sampling import Sampling
 log = logging.getLogger("demur.server")
 
 
-class ClientLeft(Exception):
+class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
 
@@ -77,9 +77,9 @@ class Order:
         self.open = len(self.jobs)
         try:
             engine.submit(self.jobs)
-        except Busy as error:
+        except BusyError as error:
             raise ApiError(429, str(error), "queue_full", headers={"Retry-After": str(error.seconds)}) from error
-        except Stopped as error:
+        except StoppedError as error:
             raise stopped() from error
 
     async def event(self) -> Event:
@@ -87,7 +87,7 @@ class Order:
 
         Raises:
             ApiError: a choice could not be written, or the time is over.
-            ClientLeft: the client has.
+            ClientLeftError: the client has.
         """
         getting = asyncio.ensure_future(self.events.get())
         waits = {getting, *([self.left] if self.left else [])}
@@ -103,7 +103,7 @@ class Order:
         if getting not in done:
             self.give_up()
             if self.left is not None and self.left in done:
-                raise ClientLeft
+                raise ClientLeftError
             raise ApiError(504, "the answer took too long and was given up; ask for fewer tokens.", "timeout")
         event = getting.result()
         if isinstance(event, Failed):
@@ -164,7 +164,7 @@ def _seed(seed: int, choice: int) -> int:
 
 
 def _told(error: Exception) -> ApiError:
-    if isinstance(error, Stopped):
+    if isinstance(error, StoppedError):
         return stopped()
     if isinstance(error, DemurError):
         return ApiError(400, str(error))

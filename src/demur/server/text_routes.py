@@ -15,7 +15,7 @@ from demur.server.engine import Ended, Piece
 from demur.server.explaining import account
 from demur.server.keys import Caller
 from demur.server.limits import metered
-from demur.server.orders import ClientLeft, Order
+from demur.server.orders import ClientLeftError, Order
 from demur.server.problems import RESPONSES
 from demur.server.sampling import TokenScore
 from demur.server.serving import Serving
@@ -42,7 +42,7 @@ async def complete(asked: TextRequest, request: Request, caller: Annotated[Calle
         return await answer.streamed(order, text_chunks(answer, order, asked, echoed))
     try:
         ended = await order.ended()
-    except ClientLeft:
+    except ClientLeftError:
         return Response(status_code=499)
     accounts = await answer.finished(ended)
     n = asked.n or 1

@@ -6,7 +6,6 @@ lies before is masked. transformers' own cache copies itself whole at every toke
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin

@@ -36,10 +36,7 @@ class Writing:
 
     def whole(self, tokens: int | None = None) -> str:
         """The reply's text; with `tokens`, of the first so many."""
-        if self._cut is not None:
-            text = self._text[: self._cut]
-        else:
-            text = self._decoded(self.tokens[:tokens])
+        text = self._decoded(self.tokens[:tokens]) if self._cut is None else self._text[: self._cut]
         return text.strip() if self.strip else text
 
     def rest(self, whole: str) -> str:

@@ -1,6 +1,6 @@
 """A policy in words: when it acts, on what evidence, and what it does."""
 
-from demur.records import CastSensor, FeatureSensor, Gate, Intervention, JoinedSensor, Policy, Reader
+from demur.records import AttentionSensor, CastSensor, FeatureSensor, Gate, Intervention, JoinedSensor, Policy, Reader
 
 WHERE = {
     "reply": "the reply",
@@ -79,4 +79,6 @@ def described(sensor: Reader | JoinedSensor) -> str:
             return " + ".join(f"{w:.2f} × ({part})" for w, part in zip(sensor.weights, parts, strict=True))
         lines = [f"({p} reaching {t:.2f})" for p, t in zip(parts, sensor.thresholds, strict=True)]
         return f"{sensor.rule} of {', '.join(lines)}"
+    if isinstance(sensor, AttentionSensor):
+        return f"an attention probe at {sensor.site}"
     return f"a dense probe at {sensor.site} ({sensor.pooling} over tokens)"

@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
 def say(text: str) -> None:
     """A remark on stderr."""
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show(result: dict[str, Any], json: bool, text: str) -> None:

@@ -1,0 +1,52 @@
+"""`demur serve`: a policy → an OpenAI-compatible API."""
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from demur.errors import SettingsError
+from demur.models.load import ModelSettings, load
+from demur.verbs.output import DEFAULT_MODEL, say
+
+try:
+    from demur.server.run import listening, permits, serve, serving_of
+    from demur.server.settings import ServerSettings
+except ModuleNotFoundError as error:  # the extra is not installed
+    raise SettingsError(f"demur serve needs {error.name}; type `pip install 'demur[server]'`.") from error
+
+DEFAULTS = ServerSettings()
+
+
+def serve_verb(
+    *,
+    policy: Annotated[list[str], Parameter(negative="")] = ["gated"],  # noqa: B006 - never changed
+    sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
+    settings: Annotated[ServerSettings, Parameter(name="*")] = DEFAULTS,
+    model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
+) -> None:
+    """Serve a steered model under OpenAI's API, until Ctrl-C or SIGTERM.
+
+    Examples
+    --------
+    demur serve --policy gated
+    demur serve --policy gated --policy paper --port 8080 --rows 32
+    demur serve --policy my.toml --host 0.0.0.0 --keys keys.toml --impact impact.toml
+
+    Parameters
+    ----------
+    policy
+        Policies by name or file, the usual one first; files are read again when they change.
+    sae
+        Folder of an SAE that the policies need, where it is not the shipped one.
+    """
+    permitted = permits(settings)
+    at = listening(settings)
+    host, port = at.getsockname()[:2]
+    serving = serving_of(settings, load(model), policy, sae, permitted)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    say(f"serving {', '.join(serving.offer.ids())} at {where}/v1; Ctrl-C ends.")
+    body = {"model": serving.offer.pick(serving.offer.base).model, "messages": [{"role": "user", "content": "Hi"}]}
+    say(f"next: curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d '{dumps(body)}'")
+    serve(serving, at)
