@@ -2,11 +2,11 @@
 
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 
 from demur.errors import SettingsError
 from demur.models.load import LanguageModel
@@ -77,11 +77,26 @@ def serving_of(
     return Serving(settings, lm, engine, offer, keys, card)
 
 
-def serve(serving: Serving, at: socket.socket, routers: Sequence[APIRouter] = ()) -> None:
-    """Serves until SIGTERM or Ctrl-C; what is under way then is given `drain` seconds to end."""
+def serve(
+    serving: Serving,
+    at: socket.socket,
+    routers: Sequence[APIRouter] = (),
+    finish: Callable[[FastAPI], None] | None = None,
+) -> None:
+    """Serves until SIGTERM or Ctrl-C; what is under way then is given `drain` seconds to end.
+
+    Args:
+        serving: The parts.
+        at: Where to listen.
+        routers: Routes beside the API's own.
+        finish: What puts something onto the finished app, such as the page.
+    """
     set_up()
+    app = create_app(serving, routers)
+    if finish is not None:
+        finish(app)
     config = uvicorn.Config(
-        create_app(serving, routers),
+        app,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(serving.settings.drain),

@@ -45,25 +45,30 @@ def frame(desk: Desk, view: str, lead: str) -> Iterator[Tag]:
     """The page around a view; the block fills its main part."""
     ui.page_title(f"{VIEWS[view]} · demur")
     ui.add_css(STYLE)
-    ui.context.client.content.classes("frame")
-    with Tag("header", classes="top"):
-        Tag("a", "demur", "brand", href="./", aria_label="demur, to the first view")
-        with Tag("nav", aria_label="Views"), Tag("ul"):
-            for path, name in VIEWS.items():
-                with Tag("li"):
-                    Tag("a", name, href=f"./{path}", aria_current="page" if path == view else None)
-        with Tag("div", classes="tools"):
-            _look()
-            if desk.serving.keys is not None:
-                _key(desk)
-    main = Tag("main", classes="view", id="main", tabindex="-1")
+    # NiceGUI's page is the `main` of its layout; what is around it goes beside it, or it would be no landmark.
+    layout = ui.context.client.layout
+    layout.classes("frame")
+    with layout:
+        with Tag("header", classes="top") as top:
+            Tag("a", "demur", "brand", href="./", aria_label="demur, to the first view")
+            with Tag("nav", aria_label="Views"), Tag("ul"):
+                for path, name in VIEWS.items():
+                    with Tag("li"):
+                        Tag("a", name, href=f"./{path}", aria_current="page" if path == view else None)
+            tools = Tag("div", classes="tools")
+        with Tag("footer", classes="bottom"):
+            Tag("p", "A steered model says no; it does not become safe.", "soft")
+    top.move(target_index=0)
+    main = Tag("div", classes="view", tabindex="-1")
     ui.skip_link("Skip to the view", target=main)
+    with tools:
+        _look()
+        if desk.serving.keys is not None:
+            _key(desk)
     with main:
         Tag("h1", VIEWS[view], "sr-only")
         Tag("p", lead, "lead")
         yield main
-    with Tag("footer", classes="bottom"):
-        Tag("p", "A steered model says no; it does not become safe.", "soft")
 
 
 def _look() -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from demur.errors import EndpointError
 from demur.models.chat import tokens_and_roles
 from demur.records import Message, Policy
-from demur.server.engine import Busy, Ended, Event, Failed, Job, Stopped
+from demur.server.engine import BusyError, Ended, Event, Failed, Job, StoppedError
 from demur.server.sampling import Sampling
 from demur.server.serving import Serving
 
@@ -34,7 +34,7 @@ async def written(
     jobs = [Job(prompt, policy, how, deliver, choice=i, stream=True) for i, policy in enumerate(policies)]
     try:
         serving.engine.submit(jobs)
-    except (Busy, Stopped) as error:
+    except (BusyError, StoppedError) as error:
         raise EndpointError(f"the model is busy: {error}") from error
     said, left = [""] * len(jobs), len(jobs)
     try:
