@@ -1,4 +1,4 @@
-"""Pictures of the four views for `docs/screenshots`: `python -m tests.server.page.look URL FOLDER` beside a running server."""
+"""Pictures of the views for `docs/screenshots`: `python -m tests.server.page.look URL FOLDER` beside a running server."""
 
 import sys
 from pathlib import Path
