@@ -13,6 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from tests.loop.lookalikes import CHOSEN, FRESH, Lookalike
+
 from demur.calibration.pardon import PardonSettings, pardon
 from demur.config import data_folder
 from demur.data.prompts import shipped_prompts
@@ -24,7 +26,6 @@ from demur.models.load import ModelSettings, load
 from demur.records import Policy, Prompt, PromptSet
 from demur.steering.generate import decide, generate
 from demur.steering.policies import find_policy, load_saes
-from tests.loop.lookalikes import CHOSEN, FRESH, Lookalike
 
 
 def rows(texts: list[str], label: str, name: str) -> list[Prompt]:

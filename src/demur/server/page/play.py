@@ -104,13 +104,17 @@ class Play:
 
     async def begin(self) -> None:
         """Learns which levels may be asked for."""
-        seen = await visitor(self.desk)
+        await self._learn(await visitor(self.desk))
+
+    async def _learn(self, seen: Visitor) -> None:
         try:
             ids = await Api(seen.key).models()
         except DemurError as error:
             self.told.classes("bad")
             self.told.text = str(error)
             return
+        self.told.classes(remove="bad")
+        self.told.text = ""
         by_level = {i.rpartition(":")[2]: i for i in ids}
         self.models = {level: by_level[level] for level in LEVELS if level in by_level}
         self.level = next((x for x in ("standard", "strict", *self.models) if x in self.models), "off")
@@ -127,9 +131,13 @@ class Play:
 
     async def ask(self) -> None:
         """Asks both, and tells why."""
-        if not self.models or not self.asked.value.strip() or (self.work is not None and not self.work.done()):
+        if not self.asked.value.strip() or (self.work is not None and not self.work.done()):
             return
         seen = await visitor(self.desk)
+        if not self.models:  # asked before the page had learnt them, or with a key that was given since
+            await self._learn(seen)
+        if not self.models:
+            return
         self.work = background_tasks.create(self._answer(seen, Api(seen.key)), context=ui.context.client)
 
     async def _answer(self, seen: Visitor, api: Api) -> None:
