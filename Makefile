@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: setup peers clients demo test soak check clean
+.PHONY: setup peers clients system demo test soak check clean
 
 setup: $(DONE)
 
@@ -29,6 +29,10 @@ clients: setup
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install --quiet openai==3.57.0 inspect-ai==0.3.285 'lm_eval[api]==0.4.13' transformers==5.23.0 \
 	  schemathesis==4.32.5
+
+# Chromium and PostgreSQL, as root, for the tests of the page and of the store; without them those are skipped.
+system:
+	apt-get install -y -qq chromium fonts-dejavu-core postgresql >/dev/null
 
 demo: setup
 	$(BIN)/demur demo

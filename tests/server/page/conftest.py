@@ -23,8 +23,8 @@ def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; make setup installs it")
     if CHROMIUM is None:
         if os.environ.get("CI") == "true":
-            pytest.fail("no Chromium is found, and CI wants one; apt-get install chromium")
-        pytest.skip("no Chromium is found; apt-get install chromium")
+            pytest.fail("no Chromium is found, and CI wants one; make system")
+        pytest.skip("no Chromium is found; make system (apt)")
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened

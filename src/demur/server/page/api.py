@@ -37,10 +37,13 @@ class Api:
         Raises:
             EndpointError: the server says no.
         """
-        async with self._open() as http:
-            answer = await http.get("/v1/models")
-            await _check(answer)
-            return [m["id"] for m in answer.json()["data"]]
+        try:
+            async with self._open() as http:
+                answer = await http.get("/v1/models")
+        except httpx2.HTTPError as error:
+            raise EndpointError(f"the server does not answer ({error}); load the page again.") from error
+        await _check(answer)
+        return [m["id"] for m in answer.json()["data"]]
 
     async def ask(self, model: str, messages: Sequence[Message], max_tokens: int) -> AsyncIterator[str | Done]:
         """An answer as it is written, piece by piece, then its end.

@@ -115,7 +115,7 @@ class Play:
             return
         self.told.classes(remove="bad")
         self.told.text = ""
-        by_level = {i.rpartition(":")[2]: i for i in ids}
+        by_level = {i.rpartition(":")[2]: i for i in ids if "/" not in i}  # of the usual policy
         self.models = {level: by_level[level] for level in LEVELS if level in by_level}
         self.level = next((x for x in ("standard", "strict", *self.models) if x in self.models), "off")
         levels = self.desk.policy.levels
