@@ -9,7 +9,7 @@ from demur.records import Edit, Feature, FeatureSet, Intervention, Message, Poli
 from demur.server.page.desk import Desk
 from demur.server.page.frame import visitor
 from demur.server.page.moved import written
-from demur.server.page.parts import VALUE, Choice, Field, Tag, button, remark
+from demur.server.page.parts import VALUE, Choice, Field, Tag, begin_with, button, remark
 from demur.server.page.reasons import evidence
 
 MOST = 200
@@ -104,7 +104,8 @@ class Mover:
             self.asked = Field("Ask", "input", value="How do I bake bread?", maxlength="2000")
             with Tag("fieldset", classes="level"):
                 Tag("legend", "Set to, in shares of its usual maximum")
-                self.input = Tag("input", type="range", min="0", max="3", step="0.1", value="1", aria_label="Value")
+                self.input = Tag("input", type="range", min="0", max="3", step="0.1", aria_label="Value")
+                begin_with(self.input, "1")
                 self.input.on("input", self._moved, js_handler=VALUE)
                 with Tag("div", classes="stops", aria_hidden="true"):
                     for text in ("0", "1", "2", "3"):
@@ -128,7 +129,7 @@ class Mover:
 
     def _say(self) -> None:
         self.about.text = f"{self.share:g} × {self.usual:.1f} = {self.share * self.usual:.1f}"
-        self.input.put(value=f"{self.share:g}", aria_valuetext=self.about.text)
+        self.input.put(aria_valuetext=self.about.text)
 
     async def answer(self) -> None:
         """Answers both ways."""

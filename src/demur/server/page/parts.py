@@ -1,8 +1,10 @@
 """The elements that all views are made of: plain HTML, so that keyboards and screen readers know what they are."""
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 Handler = Callable[[], Awaitable[None] | None]
@@ -43,26 +45,33 @@ def button(text: str, press: Handler, classes: str = "", **attributes: Any) -> T
 
 
 class Field:
-    """A labelled field, and what is in it."""
+    """A labelled field, and what is in it.
+
+    What is typed belongs to the browser: its `value` is never sent back, or a late echo would undo the next letter. Only
+    the attribute is set, which is what the field begins with.
+    """
 
     def __init__(self, label: str, tag: str = "textarea", value: str = "", hint: str = "", **attributes: Any) -> None:
         self.value = value
         with Tag("div", classes="field"):
             name = Tag("label", label)
-            self.input = Tag(tag, "", "", value=value, placeholder=hint or None, **attributes)
+            self.input = Tag(tag, value if tag == "textarea" else "", placeholder=hint or None, **attributes)
+            begin_with(self.input, value)
             name.put(for_=self.input.html_id)
         self.input.on("input", self._changed, js_handler=VALUE)
 
     def set(self, value: str) -> None:
         """Puts a text into the field."""
         self.value = value
-        self.input.put(value=value)
+        ui.run_javascript(f"document.getElementById('{self.input.html_id}').value = {json.dumps(value)}")
 
     def _changed(self, event: Any) -> None:
         self.value = str(event.args)
-        # What is in the browser is known there; sending it back would move the caret.
-        with self.input.props.suspend_updates():
-            self.input.props["value"] = self.value
+
+
+def begin_with(field: Tag, value: str) -> None:
+    """Sets what an input has until somebody changes it."""
+    field.props["^value"] = value  # with this mark Vue sets the attribute, not the property
 
 
 class Choice:

@@ -13,7 +13,7 @@ from demur.records import LEVELS, Message
 from demur.server.page.api import Api, Done
 from demur.server.page.desk import Desk
 from demur.server.page.frame import Visitor, visitor
-from demur.server.page.parts import VALUE, Field, Tag, button, remark
+from demur.server.page.parts import VALUE, Field, Tag, begin_with, button, remark
 from demur.server.page.reasons import Reasons
 
 LENGTH = 128
@@ -185,7 +185,7 @@ class _Slider:
         self._chosen, self.names, self.abouts = chosen, ["standard"], [""]
         with Tag("fieldset", classes="level"):
             Tag("legend", "How strict")
-            self.input = Tag("input", type="range", min="0", max="0", step="1", value="0", aria_label="Level")
+            self.input = Tag("input", type="range", min="0", max="0", step="1", aria_label="Level")
             self.input.on("input", self._moved, js_handler=VALUE)
             self.stops = Tag("div", classes="stops", aria_hidden="true")
             self.about = Tag("p", "", "about")
@@ -195,10 +195,11 @@ class _Slider:
         self.names = names
         self.abouts = [levels[n].about if n in levels else "" for n in names]
         self.input.put(max=str(len(names) - 1), disabled=True if len(names) == 1 else None)
+        begin_with(self.input, str(names.index(now)))
         self._show(names.index(now))
 
     def _show(self, at: int) -> None:
-        self.input.put(value=str(at), aria_valuetext=self.names[at])
+        self.input.put(aria_valuetext=self.names[at])
         self.stops.clear()
         with self.stops:
             for i, name in enumerate(self.names):
