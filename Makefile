@@ -29,6 +29,8 @@ clients: setup
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install --quiet openai==3.57.0 inspect-ai==0.3.285 'lm_eval[api]==0.4.13' transformers==5.23.0 \
 	  schemathesis==4.32.5
+	$(PYTHON) -m venv .venv-clients/pyrit
+	.venv-clients/pyrit/bin/pip install --quiet pyrit==1.1.0
 
 # Chromium and PostgreSQL, as root, for the tests of the page and of the store; without them those are skipped.
 system:

@@ -6,8 +6,8 @@
 All answer the same shipped test prompts with the embedded model in float32, greedily, in turns; the ratios are of the
 medians. The bare loop has all prompts from the start, sorted by length, in batches of as many rows as there are clients;
 the servers get them one by one from so many clients, each of which asks again when it is answered (streamed, so that the
-time to the first text is seen). Ours is measured plain (`off`) and with the gate at work (`standard`). Only
-ours tells what fired.
+time to the first text is seen). Ours is measured plain (`off`) and with the gate at work (`standard`),
+transformers' without and with its continuous batching, where that answers on this machine. Only ours tells what fired.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx2
 import torch
@@ -113,18 +113,31 @@ def measure(args) -> dict:
         tokens = len(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
         return min(new, tokens + 1)
 
-    base, speeds, latencies = args.port, {}, {}
-    with (
-        server(ours(base, args.clients), f"http://127.0.0.1:{base}", "/healthz") as ready,
-        server(theirs(base + 1), f"http://127.0.0.1:{base + 1}", "/health"),
-    ):
+    speeds: dict[str, list[float]] = {}
+    latencies: dict[str, list] = {}
+    left_out: dict[str, str] = {}
+    with ExitStack() as running:
+        at = [f"http://127.0.0.1:{args.port + i}" for i in range(3)]
+        ready = running.enter_context(server(ours(args.port, args.clients), at[0], "/healthz"))
+        running.enter_context(server(theirs(args.port + 1), at[1], "/health"))
         urls = {
-            "demur off": (f"http://127.0.0.1:{base}", "smollm2-135m:off"),
-            "demur standard": (f"http://127.0.0.1:{base}", "smollm2-135m:standard"),
-            "transformers serve": (f"http://127.0.0.1:{base + 1}", str(embedded.folder())),
+            "demur off": (at[0], "smollm2-135m:off"),
+            "demur standard": (at[0], "smollm2-135m:standard"),
+            "transformers serve": (at[1], str(embedded.folder())),
         }
-        for url, model in urls.values():  # warm up
-            asyncio.run(asked(url, model, talks[:2], 4, 2, count))
+        try:
+            running.enter_context(server(theirs(args.port + 2, "--continuous-batching"), at[2], "/health"))
+            urls["transformers serve, continuous batching"] = (at[2], str(embedded.folder()))
+        except RuntimeError as error:
+            left_out["transformers serve, continuous batching"] = str(error)
+        for name, (url, model) in list(urls.items()):  # warm up, and see who answers at all
+            try:
+                asyncio.run(asyncio.wait_for(asked(url, model, talks[:2], 4, 2, count), 120))
+            except Exception as error:
+                if name.startswith("demur"):
+                    raise
+                left_out[name] = f"{type(error).__name__}: {error}"
+                urls.pop(name)
         bare(lm, talks[:2], 4, 2)
         for _ in range(args.rounds):
             began = time.perf_counter()
@@ -137,6 +150,7 @@ def measure(args) -> dict:
                 latencies.setdefault(name, []).append((firsts, wholes))
     return {
         "ready_seconds": ready,
+        "left_out": left_out,
         "tokens_per_second": {name: statistics.median(found) for name, found in speeds.items()},
         "rounds": speeds,
         "first_text_seconds": {n: quantiles([f for firsts, _ in r for f in firsts]) for n, r in latencies.items()},
@@ -172,6 +186,8 @@ def main() -> None:
             line += f"; first text {first['median']:.2f} s (p95 {first['p95']:.2f})"
             line += f", whole {whole['median']:.2f} s (p95 {whole['p95']:.2f})"
         print(line)
+    for name, why in found["left_out"].items():
+        print(f"{name}: left out ({why})")
 
 
 if __name__ == "__main__":

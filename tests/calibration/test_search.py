@@ -11,6 +11,7 @@ from demur.calibration.trials import Ground, measure
 from demur.errors import PolicyError
 from demur.models.generation import GenerationSettings
 from demur.records import Policy
+from demur.steering.describe import in_words
 from demur.steering.generate import generate
 from tests.calibration import grounds
 
@@ -128,6 +129,10 @@ def test_calibrating_writes_policies_that_load_with_their_levels_and_vectors(tmp
     base = calibrating.base_policy(bench, grounds.joined())
     scores = calibrating.read_scores(bench.lm, bench.saes, base, validation.rows[:6])
     assert [replies[i].steering["gate"] for i in range(6)] == pytest.approx([s.score for s in scores], abs=1e-6)
+    words = "\n".join(in_words(loaded))
+    assert (
+        "it sets the threshold" in words and "harmful of s0" in words and "How it acts was chosen from 14 ways" in words
+    )
     again = calibrate(bench, grounds.joined(), validation, SETTINGS, tmp_path)
     assert again.policies == made.policies and again.front == made.front
 

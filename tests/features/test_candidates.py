@@ -83,16 +83,18 @@ def statistics(**columns: torch.Tensor) -> ReplyStatistics:
 def test_what_fires_in_any_reply_alike_is_left_out():
     refusing = statistics(mean=torch.tensor([1.0, 1.0, 3.0, 1.0]), twice=torch.tensor([0.9, 0.9, 0.9, ANYWAY]))
     complying = statistics(mean=torch.tensor([1.0, 1.0, 1.0, 1.0]), twice=torch.tensor([0.9, 0.2, 0.9, 0.9]))
-    found = left_out(torch.zeros(4), torch.zeros(4), refusing, complying)
+    found = left_out(torch.zeros(4), torch.zeros(4), refusing, complying, SETTINGS)
     assert found["any reply"].tolist() == [True, False, False, False]
-    assert set(left_out(torch.zeros(4), torch.zeros(4), refusing, None)) == {"dense", "template"}
+    assert set(left_out(torch.zeros(4), torch.zeros(4), refusing, None, SETTINGS)) == {"dense", "template"}
 
 
 def test_a_reason_is_given_once():
     words, template = torch.tensor([0.2, 0.0, 0.05, 0.6]), torch.tensor([1.0, 1.0, 0.4, 0.5])
-    found = left_out(words, template, statistics(), None)
+    found = left_out(words, template, statistics(), None, SETTINGS)
     assert found["dense"].tolist() == [True, False, False, True]
     assert found["template"].tolist() == [False, True, False, False]
+    lenient = left_out(words, template, statistics(), None, FindSettings(dense=1, template=1))
+    assert not torch.stack(list(lenient.values())).any()
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,8 @@ def test_the_words_of_a_context_are_those_beside_its_token():
     assert words_near("one two three four five six« bo»ats seven eight nine ten eleven") == [
         "three", "four", "five", "six", "boats", "boats", "seven", "eight", "nine", "ten",
     ]  # fmt: skip
-    assert words_near("un«lock»ed") == ["un", "unlocked", "unlocked"]
+    assert words_near("un«lock»ed") == ["unlocked", "unlocked"]
+    assert words_near("the «!» end") == ["the", "end"]
 
 
 def test_distinctive_words_are_those_of_the_naive_formula():
@@ -115,10 +116,11 @@ def feature(**more) -> Feature:
 
 
 def test_a_name_says_what_it_writes_what_it_is_on_and_of_which_kind():
-    assert plain_name(feature(), ["steal"], {"credit_theft": 0.05}) == "writes I, Sorry, Un; on steal (credit theft)"
-    assert plain_name(feature(role="sensor"), ["steal"], {"credit_theft": 0.5}) == "on steal"
-    assert plain_name(Feature(id=1, role="sensor"), [], {}) == ""
-    assert len(plain_name(feature(), ["x" * 200], {})) <= 80
+    assert plain_name(feature(), ["steal"], 0.05) == "writes I, Sorry, Un; on steal (credit theft)"
+    assert plain_name(feature(role="sensor"), ["steal"], 0.5) == "on steal"
+    assert plain_name(feature(role="sensor"), [], 0.05) == "credit theft"
+    assert plain_name(Feature(id=1, role="sensor"), [], 0.0) == ""
+    assert len(plain_name(feature(), ["x" * 200], 0.0)) == 80
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Each signal against a naive reading of it, and that it finds the feature whose meaning we wrote ourselves."""
 
+import dataclasses
+
 import pytest
 import torch
 from scipy import stats
@@ -66,7 +68,7 @@ def test_the_signed_rank_test_is_that_of_a_naive_loop():
 
 
 def test_what_a_wrapper_takes_away_is_found_on_pairs(bench, harmful):
-    pairs = wrapped_pairs(harmful)
+    pairs = wrapped_pairs(bench.lm, harmful)
     for row, (plain, wrapped) in zip(harmful, pairs, strict=True):
         assert plain == row.conversation
         assert row.prompt in wrapped[-1].content
@@ -77,6 +79,14 @@ def test_what_a_wrapper_takes_away_is_found_on_pairs(bench, harmful):
     assert float(found.effect[WRITES]) == 1
     assert float(found.q[WRITES]) < 0.1
     assert float(found.effect[AGAINST]) == 0
+
+
+def test_what_does_not_fit_in_a_wrapper_is_left_out(harmful):
+    short = dataclasses.replace(tiny.lm(), context=300)
+    whole, fitting = wrapped_pairs(tiny.lm(), harmful), wrapped_pairs(short, harmful)
+    assert 0 < len(fitting) < len(harmful)
+    assert all(len(tokens_and_roles(short, wrapped)[0]) < 300 for _, wrapped in fitting)
+    assert fitting == [pair for pair in whole if pair in fitting]
 
 
 def test_cosines_are_those_of_the_rows(bench):

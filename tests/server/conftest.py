@@ -26,7 +26,7 @@ class Kitchen:
             sae.save(folder / "saes" / site)
 
     def path(self, name: str) -> str:
-        return name if name == "none" else str(self.folder / f"{name}.toml")
+        return name if name == "none" or ":" in name else str(self.folder / f"{name}.toml")
 
     def serving(self, *names, keys=None, card: ImpactCard | None = None, **settings):
         from demur.server.impact import LOCAL_CARD

@@ -106,6 +106,11 @@ def test_levels_are_offered_from_the_mildest_on(kitchen):
     assert offer.pick("tiny-llama:relaxed", kinds={"weapons": "strict"}) is picked
 
 
+def test_a_level_is_not_a_policy(kitchen):
+    with pytest.raises(SettingsError, match="its levels are model ids"):
+        kitchen.serving(f"{kitchen.path('kinds')}:off")
+
+
 def test_two_policies_of_one_name_are_refused(kitchen):
     with pytest.raises(SettingsError, match="two policies"):
         kitchen.serving("kinds", "kinds")

@@ -253,7 +253,7 @@ BAD = {
     "far too long a prompt": (asked("x" * 60000), 400, "context of 512"),
     "too many tokens": (asked(max_tokens=65), 400, "64 at most"),
     "more tokens than fit": (asked("x" * 460, max_tokens=60), 400, "room for"),
-    "too many choices": (asked(n=9), 400, "8 choices"),
+    "too many choices": (asked(n=9), 400, "1 to 8 choices"),
     "temperature": (asked(temperature=3), 400, "temperature"),
     "tools": (asked(tools=[{"type": "function"}]), 400, "tools"),
     "an image": (asked([{"type": "image_url", "image_url": {"url": "x"}}]), 400, "reads text alone"),
@@ -279,8 +279,9 @@ def test_what_cannot_be_answered_is_told_in_openais_shape(kitchen, go, stream):
                 assert got.json()["error"]["type"] == "invalid_request_error"
             assert (await client.get("/v1/chat/completions")).status_code == 405
             assert (await client.get("/nothing")).json()["error"]["type"] == "not_found_error"
-            bad_tokens = {"model": "tiny-llama", "prompt": [[1, 10**9]]}
-            assert (await client.post("/v1/completions", json=bad_tokens)).status_code == 400
+            for bad in ([[1, 10**9]], [], [[]], "", [""], ["x"] * 9, [5, "x"], [[1] * 600]):
+                got = await client.post("/v1/completions", json={"model": "tiny-llama", "prompt": bad})
+                assert got.status_code == 400, (bad, got.text)
 
     go(work())
 
@@ -389,6 +390,8 @@ def test_the_description_is_there_and_loads_nothing_from_elsewhere(kitchen, go):
         async with kitchen.open("none") as client:
             got = (await client.get("/openapi.json")).json()
             assert "/v1/chat/completions" in got["paths"]
+            models = got["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"]
+            assert models == ["tiny-llama", "tiny-llama:off"]
             assert (await client.get("/docs")).status_code == 404
 
     go(work())

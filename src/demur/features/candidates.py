@@ -32,10 +32,6 @@ from demur.models.chat import Role, tokens_and_roles
 from demur.progress import bar
 from demur.records import Feature, Prompt, PromptSet, Record, evenly
 
-DENSE = 0.1
-"""A feature active on more than this share of ordinary tokens is about all text."""
-TEMPLATE = 0.5
-"""One active on more than this share of the places of one of the template's tokens is about the template."""
 ANYWAY, ALIKE = 0.5, 0.2
 """One active in more than this share of refusals and of compliant replies, and less apart in them than so many standard
 deviations, is about replies as such."""
@@ -119,10 +115,11 @@ def left_out(
     template: Float[Tensor, " d_sae"],
     refusing: ReplyStatistics,
     complying: ReplyStatistics | None,
+    settings: FindSettings,
 ) -> dict[str, Bool[Tensor, " d_sae"]]:
     """Features that are not about refusing, whatever raising them does, by reason; each has one reason."""
-    dense = words > DENSE
-    of_template = (template > TEMPLATE) & (template > words) & ~dense
+    dense = words > settings.dense
+    of_template = (template > settings.template) & (template > words) & ~dense
     found = {"dense": dense, "template": of_template}
     if complying is not None:
         anyway = (refusing.twice > ANYWAY) & (complying.twice > ANYWAY)
@@ -161,7 +158,7 @@ def gather(
     if complied:
         talk = [replies.conversations[i] for i in complied]
         complying = read_replies(lm, sae, talk, [replies.plain[i] for i in complied])
-    out = left_out(*on_ordinary_text(bench, ordinary), refusing, complying)
+    out = left_out(*on_ordinary_text(bench, ordinary), refusing, complying, s)
     allowed = ~torch.stack(list(out.values())).any(0)
     if not allowed.any():
         raise SAEError(
@@ -179,10 +176,10 @@ def gather(
     if complying is not None:
         found["contrast"] = named(separation(refusing, complying))
         found["cosine"] = named(cosines(sae.W_dec, refusing.stream - complying.stream).cpu())
-    pairs = wrapped_pairs(evenly(prompts, s.paired))
-    pools = read_prompts(lm, sae, [c for pair in pairs for c in pair], ["last"])["last"]
-    tested = paired(pools[0::2], pools[1::2])
-    found["paired"] = named(torch.where(tested.q < FALSE_DISCOVERIES, tested.effect, torch.zeros(())))
+    if pairs := wrapped_pairs(lm, evenly(prompts, s.paired)):
+        pools = read_prompts(lm, sae, [c for pair in pairs for c in pair], ["last"])["last"]
+        tested = paired(pools[0::2], pools[1::2])
+        found["paired"] = named(torch.where(tested.q < FALSE_DISCOVERIES, tested.effect, torch.zeros(())))
     everyone = {f for ranking in found.values() for f in ranking}
     return Signals(
         norm=norm,

@@ -87,6 +87,7 @@ def find(
         "pooling": settings.pooling,
         "bias": sensed.bias,
         "sensor": sensed.sensor,
+        "kinds": sensed.kinds,
         "held_out": sensed.held_out,
     }
     features = with_evidence(bench, [*found["features"], *sensed.features], settings.seed)

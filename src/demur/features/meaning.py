@@ -134,7 +134,6 @@ def with_meaning(
     near = nearest(bench.sae, ids)
     paths = _paths(bench, features, fires, near)
     words = distinctive({f.id: f.evidence.contexts for f in features})
-    usual = dict(zip(kinds, rates.mean(1).tolist(), strict=True))
     found = []
     for f in features:
         order = rates[:, f.id].argsort(descending=True, stable=True)[:KINDS].tolist()
@@ -145,7 +144,7 @@ def with_meaning(
             path=paths[f.id],
         )
         named = f.model_copy(update={"meaning": meaning})
-        found.append(named.model_copy(update={"name": plain_name(named, words[f.id], usual)}))
+        found.append(named.model_copy(update={"name": plain_name(named, words[f.id], float(rates[:, f.id].mean()))}))
     return tuple(found), together
 
 

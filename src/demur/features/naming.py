@@ -36,11 +36,11 @@ def words_near(context: str) -> list[str]:
     before, _, rest = context.partition("«")
     peak, _, after = rest.partition("»")
     # A token may be a part of a word; what it is part of is what is read.
-    start = re.search(r"\w*$", before)
-    end = re.match(r"\w*", after)
-    own = f"{start[0] if start and not peak[:1].isspace() else ''}{peak}{end[0] if end else ''}"
-    words = re.findall(r"[^\W\d_]+", before)[-NEAR:] + 2 * re.findall(r"[^\W\d_]+", own)
-    words += re.findall(r"[^\W\d_]+", after)[:NEAR]
+    start = "" if peak[:1].isspace() else re.findall(r"\w*$", before)[0]
+    end = re.findall(r"^\w*", after)[0]
+    own = re.findall(r"[^\W\d_]+", f"{start}{peak}{end}")
+    words = re.findall(r"[^\W\d_]+", before.removesuffix(start))[-NEAR:] + 2 * own
+    words += re.findall(r"[^\W\d_]+", after.removeprefix(end))[:NEAR]
     return [w.lower() for w in words if len(w) > 1]
 
 
@@ -64,10 +64,10 @@ def distinctive(contexts: Mapping[K, Sequence[str]], most: int = 5) -> dict[K, l
     return found
 
 
-def plain_name(feature: Feature, words: Sequence[str], usual: Mapping[str, float]) -> str:
+def plain_name(feature: Feature, words: Sequence[str], usual: float) -> str:
     """A name by rule: what it writes, if it is an actuator; what it is on; the kind of prompt that it is on most.
 
-    `usual` is the mean share of each kind's prompts on which a feature fires.
+    `usual` is the share of prompts on which it fires, mean over all kinds.
     """
     parts = []
     written = list(dict.fromkeys(w for w in feature.evidence.raised if re.search(r"\w", w)))[:3]
@@ -75,11 +75,10 @@ def plain_name(feature: Feature, words: Sequence[str], usual: Mapping[str, float
         parts.append(f"writes {', '.join(written)}")
     if words:
         parts.append(f"on {', '.join(words[:3])}")
-    rates = feature.meaning.kinds
-    mean = sum(rates.values()) / len(rates) if rates else 0.0
-    kind = next((k for k, r in rates.items() if r >= OFTEN and r >= LIFTED * max(mean, usual.get(k, 0.0))), "")
-    name = "; ".join(parts) + (f" ({kind.replace('_', ' ')})" if kind else "")
-    return _line(name)
+    lifted = max(OFTEN, LIFTED * usual)
+    kind = next((k.replace("_", " ") for k, rate in feature.meaning.kinds.items() if rate >= lifted), "")
+    name = "; ".join(parts)
+    return _line(f"{name} ({kind})" if name and kind else name or kind)
 
 
 def names_by_model(features: Sequence[Feature], url: str, model: str, timeout: float = 60.0) -> dict[int, str]:

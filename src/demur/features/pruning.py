@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from demur.features.branches import Branches
-from demur.features.effect import Bench, Conversation, try_policies
+from demur.features.effect import Bench, Conversation, Tried, try_policies
 from demur.features.signals import attribution
 from demur.records import Dormant, Interaction, Prompt, Record, Removal
 
 PAIRED = 6
 """Features whose pairs are looked at."""
+AT_A_TIME = 4
+"""Sets tried in one go; where none of them will do, smaller ones are not tried."""
 SHOWN = 8
 """Dormant features that are reported."""
 GAIN = 0.1
@@ -42,29 +44,35 @@ def prune(
     """The smallest of the sets that backward elimination goes through which refuses nearly as much as the whole.
 
     At each step that feature goes without which the odds of a refusal are best; of two that do the same one goes, and
-    the other is needed from then on. The odds order the features only: each of the sets is then tried by generating,
-    and the smallest is taken that loses at most `slack` of the prompts and breaks no more replies.
+    the other is needed from then on. The odds order the features only: the sets are then tried by generating, the larger
+    first, and the smallest is taken that loses at most `slack` of the prompts, broken replies counting as lost.
     """
     order = _eliminated(branches, amounts, scored, beginnings)
     sets = [dict(amounts)]
     for feature, _ in order:
         sets.append({f: v for f, v in sets[-1].items() if f != feature})
-    found = try_policies(bench, [bench.raising(values, "reply") for values in sets], tried, [], what="pruning")
-    worth = [t.refused - t.degenerate for t in found]
-    last = max(i for i, w in enumerate(worth) if w >= worth[0] - slack)
+    found: list[Tried] = []
+    last = 0
+    for start in range(0, len(sets), AT_A_TIME):
+        group = [bench.raising(values, "reply") for values in sets[start : start + AT_A_TIME]]
+        found += try_policies(bench, group, tried, [], what=f"pruning to {len(sets[start])} features and fewer")
+        worth = [t.refused - t.degenerate for t in found]
+        last = max(i for i, w in enumerate(worth) if w >= worth[0] - slack)
+        if last < start:
+            break
     path = tuple(
         Removal(
             feature=feature,
             left=len(sets[i]),
             log_odds=odds,
-            refused=found[i].refused,
-            degenerate=found[i].degenerate,
+            refused=t.refused,
+            degenerate=t.degenerate,
             gone=i <= last,
         )
-        for i, (feature, odds) in enumerate(order, 1)
+        for i, ((feature, odds), t) in enumerate(zip(order, found[1:], strict=False), 1)
     )
     gone = [feature for feature, _ in order]
-    # The order in which they would have gone, turned round: each beginning of it is one of the sets tried.
+    # The order in which they would have gone, turned round: each beginning of it is one of the sets gone through.
     left = [*(f for f in amounts if f not in gone), *reversed(gone[last:])]
     return Pruned(amounts={f: amounts[f] for f in left}, path=path, whole=found[0].refused)
 

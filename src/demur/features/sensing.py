@@ -6,6 +6,7 @@ that only looks like it, where the first is at a loss.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from demur.data.categories import kind_of
 from demur.features.attention import AttentionProbe, Streams, fit_attention
 from demur.features.effect import Bench
 from demur.features.held_out import beside_a_probe, held_out
 from demur.features.reading import read_streams
-from demur.features.sensors import Reading, fit, weights_of
+from demur.features.sensors import RARE, Reading, fit, weights_of
 from demur.progress import bar
 from demur.records import (
     AttentionSensor,
@@ -29,6 +32,7 @@ from demur.records import (
     FeatureSensor,
     HeldOut,
     JoinedSensor,
+    Kind,
     Pooling,
     Prompt,
     Sensor,
@@ -38,6 +42,10 @@ VECTOR = "attention"
 """Name of the probe's arrays in the file of vectors."""
 APART = 10
 """One family of prompts in so many is kept apart, to weigh the two readings by."""
+ENOUGH, PER_KIND = 20, 16
+"""Prompts from which a kind of harm can be learnt, and features that read it."""
+OF_KINDS = 0.003
+"""Inverse strength of the L2 penalty of the model that chooses them."""
 PIECE = 8192
 """Tokens encoded at a time."""
 
@@ -50,6 +58,7 @@ class Sensed:
     bias: float = 0.0
     """Of the features' logistic model."""
     sensor: Sensor | None = None
+    kinds: tuple[Kind, ...] = ()
     arrays: dict[str, Any] = field(default_factory=dict)
     held_out: tuple[HeldOut, ...] = ()
 
@@ -94,8 +103,9 @@ def sense(
             numbers = torch.arange(len(rows), dtype=torch.float64)[:, None]
             by_attention = partial(_attention_on, streams, seed)
             found += (held_out("attention probe", by_attention, numbers, harmful, sources, groups, seed),)
+    kinds = read_kinds(bench.sae.config.site, pooled, rows, pooling)
     if not attention:
-        return Sensed(features, reading.bias, held_out=found)
+        return Sensed(features, reading.bias, kinds=kinds, held_out=found)
     shares, bias = _weighed(streams, pooled, rows, harmful, groups, count, seed)
     probe = fit_attention(streams, harmful, groups, range(len(rows)), seed=seed)
     site = bench.sae.config.site
@@ -105,7 +115,48 @@ def sense(
     by_probe = AttentionSensor(site=site, vector=VECTOR, bias=probe.bias)
     sensor = JoinedSensor(name="harm", rule="sum", of=(by_probe, by_features), weights=shares, bias=bias)
     arrays = {f"{VECTOR}.{name}": array for name, array in probe.arrays().items()}
-    return Sensed(features, reading.bias, sensor, arrays, found)
+    return Sensed(features, reading.bias, sensor, kinds, arrays, found)
+
+
+def read_kinds(
+    site: str, pooled: Float[Tensor, "prompts d_sae"], rows: Sequence[Prompt], pooling: Pooling
+) -> tuple[Kind, ...]:
+    """What reads which kind of harm a harmful prompt is of: a few features each, all against all.
+
+    One multinomial model chooses each kind's features; a logistic model of those alone, with the kind and the rest
+    weighing alike, is what reads it. Kinds with few prompts are left out, and there are none where only one is left.
+    """
+    named = [kind_of(row.source, row.category, row.prompt or "") if row.label == "harmful" else None for row in rows]
+    names = [kind.name if kind and kind.group == "harm" and kind.name != "unspecified" else "" for kind in named]
+    counts = Counter(name for name in names if name)
+    kept = sorted(name for name, n in counts.items() if n >= ENOUGH)
+    if len(kept) < 2:
+        return ()
+    mine = [i for i, name in enumerate(names) if name in kept]
+    y, x = np.array([names[i] for i in mine]), pooled[mine].numpy()
+    usual = np.flatnonzero((x > 0).mean(0) > RARE)
+    scale = x.std(0) + 1e-6
+    found = []
+    with threadpool_limits(1):
+        whole = LogisticRegression(C=OF_KINDS, max_iter=500).fit(x[:, usual] / scale[usual], y)
+        for name in kept:
+            # Of two kinds, sklearn has one row of coefficients: the second's.
+            row = whole.coef_[0] * (1 if name == kept[1] else -1) if len(kept) == 2 else whole.coef_[kept.index(name)]
+            chosen = usual[np.argsort(-row, kind="stable")[:PER_KIND]]
+            model = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced").fit(
+                x[:, chosen] / scale[chosen], y == name
+            )
+            weights = tuple(float(w) for w in model.coef_[0] / scale[chosen])
+            sensor = FeatureSensor(
+                name=name,
+                site=site,
+                features=tuple(chosen.tolist()),
+                weights=weights,
+                bias=float(model.intercept_[0]),
+                pooling=pooling,
+            )
+            found.append(Kind(name=name, sensor=sensor))
+    return tuple(found)
 
 
 def pooled_features(bench: Bench, streams: Streams, pooling: Pooling) -> Float[Tensor, "prompts d_sae"]:

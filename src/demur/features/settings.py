@@ -31,13 +31,19 @@ class FindSettings(Settings):
     """Harmful training prompts on which `effect` fits its features, as many of each source as there are."""
     ordinary: int = Field(default=96, gt=0)
     """Harmless training prompts on which `effect` tells dense features and the template's."""
+    dense: float = Field(default=0.1, gt=0, le=1)
+    """A feature active on more than this share of their words is about all text, and no candidate of `effect`; 1 drops
+    none."""
+    template: float = Field(default=0.5, gt=0, le=1)
+    """One active on more than this share of the places of one of the template's tokens behind them is about the template,
+    and no candidate; 1 drops none."""
     attributed: int = Field(default=24, gt=0)
     """Harmful training prompts on which `effect` attributes the odds of a refusal to features."""
     paired: int = Field(default=48, gt=0)
     """Harmful training prompts that `effect` reads with and without a jailbreak wrapper."""
     sure: int = Field(default=10, ge=0)
     """Features of each of `effect`'s signals that are candidates whatever the others say of them."""
-    singly: int = Field(default=8, gt=0)
+    singly: int = Field(default=6, gt=0)
     """Harmful, and as many benign, validation prompts on which `effect` tries each of its shortlist by generating."""
     singles: int = Field(default=4, ge=0)
     """Most candidates that refuse by themselves and are added to those that descent chose."""

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from demur.errors import PromptError
 from demur.evaluation.attacks.wrappers import load_wrappers
 from demur.features.branches import Branches, Values, odds
 from demur.features.effect import Bench, Conversation
+from demur.models.chat import tokens_and_roles
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
 from demur.progress import bar
@@ -64,14 +66,24 @@ def paired(first: Float[Tensor, "pairs d_sae"], second: Float[Tensor, "pairs d_s
     return Paired(torch.from_numpy(effect).float(), torch.from_numpy(q).float())
 
 
-def wrapped_pairs(prompts: Sequence[Prompt]) -> list[tuple[Conversation, Conversation]]:
-    """Each request as it stands and in a jailbreak wrapper, the shipped ones in turn.
+def wrapped_pairs(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[tuple[Conversation, Conversation]]:
+    """Each request as it stands and in a jailbreak wrapper, the shipped ones in turn; without those that do not fit.
 
-    Those that write the request in another way are left out: what it asks for is then hardly read at all.
+    Wrappers that write the request in another way are left out: what it asks for is then hardly read at all.
     """
     wrappers = [w for w in load_wrappers() if w.label != "benign" and not w.transform]
     some = evenly(wrappers, len(prompts))
-    return [(p.conversation, some[i % len(some)].wrap(p).conversation) for i, p in enumerate(prompts)]
+    pairs = [(p.conversation, some[i % len(some)].wrap(p).conversation) for i, p in enumerate(prompts)]
+    return [pair for pair in pairs if fits(lm, pair[1])]
+
+
+def fits(lm: LanguageModel, conversation: Conversation) -> bool:
+    """Whether the model's context holds it."""
+    try:
+        tokens_and_roles(lm, conversation)
+    except PromptError:
+        return False
+    return True
 
 
 def cosines(W_dec: Float[Tensor, "d_sae d_model"], direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_sae"]:

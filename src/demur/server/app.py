@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 
 from demur import __version__
 from demur.server import chat_routes, model_routes, text_routes
@@ -36,12 +38,21 @@ def create_app(serving: Serving, routers: Sequence[APIRouter] = ()) -> FastAPI:
     tell_problems(app)
     for router in (chat_routes.routes, text_routes.routes, model_routes.routes, *routers):
         app.include_router(router)
+    app.openapi = lambda: _described(app, serving)
     # The last one added is the first to see a request.
     app.add_middleware(SizeLimit, most=serving.settings.max_body)
     if serving.keys is None:
         app.add_middleware(LocalOnly)
     app.add_middleware(RequestLog)
     return app
+
+
+def _described(app: FastAPI, serving: Serving) -> dict[str, Any]:
+    # FastAPI's description, and which models there are now.
+    found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    for name in ("ChatRequest", "TextRequest"):
+        found["components"]["schemas"][name]["properties"]["model"]["enum"] = [serving.offer.base, *serving.offer.ids()]
+    return found
 
 
 @asynccontextmanager

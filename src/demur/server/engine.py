@@ -281,22 +281,15 @@ class Engine:
 
     def _began(self, i: int, row: Row) -> Ended | None:
         # What is known once the prompt is read: that the reply is a fixed text, or that none was asked for.
-        job = row.job
-        if job.policy.canned:
-            seen = self.batch.report(i, 0)
-            if seen["open"]:
-                text, length = (
-                    job.policy.canned,
-                    len(self.lm.tokenizer(job.policy.canned, add_special_tokens=False).input_ids),
-                )
-                fired = tuple(f for f in seen["fired"] if f.role == "sensor")
-                return Ended(job.choice, text, text, length, "stop", seen | {"edited": 0, "fired": fired}, (), ())
-        if job.how.max_new_tokens == 0:
-            return self._ended(i, row, "length")
-        return None
+        job, text = row.job, row.job.policy.canned
+        if text and (seen := self.batch.report(i, 0))["open"]:
+            length = len(self.lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+            seen |= {"edited": 0, "fired": tuple(f for f in seen["fired"] if f.role == "sensor")}
+            return Ended(job.choice, text, text, length, "stop", seen, (), ())
+        return self._ended(i, row, "length") if job.how.max_new_tokens == 0 else None
 
     def _stopped_late(self, i: int, row: Row) -> Ended | None:
-        # The token that was just read is the last but none; what is held back ends with it.
+        # The gate has just read the last token; what is held back ends with it.
         if not row.hold or not self.batch.is_late(i):
             return None
         return self._ended(i, row, "content_filter", max(0, len(row.writing.tokens) - row.hold))

@@ -131,6 +131,10 @@ class Offer:
         policy = find_policy(source)
         if any(site not in self.saes for site in policy.featured):
             self.saes.update(load_saes(self.lm, [policy], self.folders))
+        if ":" in policy.name or "/" in policy.name:
+            raise SettingsError(
+                f"policy {policy.name} is one level of another; give that one, its levels are model ids."
+            )
         check(policy, self.lm, self.saes)
         if policy.gate is not None and self.card.level not in (have := levels_of(policy)):
             raise SettingsError(

@@ -2,16 +2,15 @@
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
 from demur.errors import SettingsError
 from demur.models.load import LanguageModel
 from demur.sae.sae import SAE
-from demur.server.app import create_app
 from demur.server.engine import Engine
 from demur.server.impact import LOCAL_CARD, ImpactCard
 from demur.server.keys import Keys
@@ -77,24 +76,10 @@ def serving_of(
     return Serving(settings, lm, engine, offer, keys, card)
 
 
-def serve(
-    serving: Serving,
-    at: socket.socket,
-    routers: Sequence[APIRouter] = (),
-    finish: Callable[[FastAPI], None] | None = None,
-) -> None:
-    """Serves until SIGTERM or Ctrl-C; what is under way then is given `drain` seconds to end.
-
-    Args:
-        serving: The parts.
-        at: Where to listen.
-        routers: Routes beside the API's own.
-        finish: What puts something onto the finished app, such as the page.
-    """
+def serve(app: FastAPI, at: socket.socket) -> None:
+    """Serves an app until SIGTERM or Ctrl-C; what is under way then is given `drain` seconds to end."""
     set_up()
-    app = create_app(serving, routers)
-    if finish is not None:
-        finish(app)
+    serving: Serving = app.state.serving
     config = uvicorn.Config(
         app,
         log_config=None,

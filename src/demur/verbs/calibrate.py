@@ -122,6 +122,8 @@ def told(made: Calibrated) -> str:
 def levels_table(levels: dict[LevelName, Setting]) -> Table:
     """Strata and sources of harm down, levels across: the share of validation prompts that opens the gate, and budgets."""
     table = Table(title="Opens the gate, validation prompts, 95 % Wilson intervals", title_justify="left")
+    table.caption_justify = "left"
+    table.caption = "≤: budget; ←: sets the threshold; †: too few prompts for the promise, so above all of them"
     for column in ("prompts", "n", *levels):
         table.add_column(column, justify="left" if column == "prompts" else "right")
     table.add_row("threshold", "", *(f"{s.level.threshold:.2f}" for s in levels.values()))
@@ -137,8 +139,8 @@ def levels_table(levels: dict[LevelName, Setting]) -> Table:
 
 def _cell(rate: Rate, setting: Setting, stratum: str) -> str:
     made = setting.promises[stratum]
-    binds = " ←" if stratum == setting.binds else ""
-    return f"{_share(rate)} of {100 * made.budget:g} %{'' if made.kept else ' (n too small)'}{binds}"
+    marks = ("" if made.kept else "†") + ("←" if stratum == setting.binds else "")
+    return f"{_share(rate)} ≤ {100 * made.budget:g} %{marks}"
 
 
 def _share(rate: Rate) -> str:

@@ -10,7 +10,9 @@ SHOWN = 12
 """Rows of a table that goes on in the file."""
 SCORES = ("descent", "attribution", "contrast", "cosine", "paired", "output")
 """The signals."""
-EFFECTS = ("log_odds_gain", "benign_log_odds_gain", "harmful_refused", "benign_refused")
+EFFECTS = {"gain (harmful / harmless)": ("log_odds_gain", "benign_log_odds_gain")}
+EFFECTS |= {"refused (harmful / harmless)": ("harmful_refused", "benign_refused")}
+"""What a candidate does alone, by column: on harmful and on harmless prompts."""
 
 
 def found_tables(found: FeatureSet) -> list[Table]:
@@ -48,13 +50,11 @@ def meanings(features: Sequence[Feature]) -> Table:
 
 def candidates(found: FeatureSet) -> Table:
     """The first candidates, with what each signal says of them and what they do alone."""
-    table = _columns(
-        "Candidates for actuators", ["feature", "rank", *SCORES, "gain", "gain, benign", "refused", "benign refused"]
-    )
+    table = _columns("Candidates for actuators", ["feature", "rank", *SCORES, *EFFECTS])
     for f in found.candidates[:SHOWN]:
-        cells = [f.scores.get(name) for name in (*SCORES, *EFFECTS)]
         rank = f"{f.scores['rank']:.0f}" if "rank" in f.scores else ""
-        table.add_row(str(f.id), rank, *("" if c is None else f"{c:.2f}" for c in cells))
+        effects = [" / ".join(_score(f, name) for name in pair if name in f.scores) for pair in EFFECTS.values()]
+        table.add_row(str(f.id), rank, *(_score(f, name) for name in SCORES), *effects)
     if (more := len(found.candidates) - SHOWN) > 0:
         table.caption = f"and {more} more in the file"
     return table
@@ -93,6 +93,10 @@ def _columns(title: str, names: Sequence[str]) -> Table:
     for name in names:
         table.add_column(name, justify="right")
     return table
+
+
+def _score(feature: Feature, name: str) -> str:
+    return f"{feature.scores[name]:.2f}" if name in feature.scores else ""
 
 
 def _curve(points: Sequence[Dose]) -> str:

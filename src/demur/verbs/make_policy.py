@@ -36,6 +36,52 @@ ENOUGH = 1_000_000
 Hidden = Parameter(show=False)
 
 
+class Order(NamedTuple):
+    """What is asked for."""
+
+    folder: Path
+    model: ModelSettings
+    sae: Path | None
+    train: SAESettings
+    find: FindSettings
+    calibrate: CalibrationSettings
+    evaluate: EvaluationSettings
+    given: PromptSet
+    text: Sequence[Path]
+    prompts: Sequence[Path]
+    validation: Sequence[Path]
+    test: Sequence[Path]
+    limit: int
+
+    @property
+    def weights(self) -> Path:
+        """The SAE."""
+        return self.sae or self.folder / "train" / "sae"
+
+    @property
+    def features(self) -> Path:
+        """What `demur find` writes."""
+        return self.folder / "find" / "features.json"
+
+    @property
+    def policies(self) -> Path:
+        """Where `demur calibrate` writes."""
+        return self.folder / "calibrate"
+
+    def stated(self) -> dict[str, Any]:
+        """What must be the same when a run is gone on with."""
+        return {
+            "model": self.model.model_dump(),
+            "sae": str(self.sae or ""),
+            "prompts": self.given.hash,
+            "files": [str(path) for path in (*self.text, *self.validation, *self.test)],
+            "train": {} if self.sae else self.train.model_dump(mode="json"),
+            "find": self.find.model_dump(mode="json"),
+            "calibrate": self.calibrate.model_dump(mode="json", exclude={"trials", "minutes"}),
+            "evaluate": self.evaluate.model_dump(mode="json") | {"limit": self.limit},
+        }
+
+
 class Stage(NamedTuple):
     """One verb's work."""
 
@@ -112,30 +158,35 @@ def make_policy_verb(
         if not 0 < budget < 1:
             raise SettingsError(f"a budget of {budget:g}; expected a share between 0 and 1, such as --budget 0.02.")
         calibrate = calibrate.model_copy(update={"budget": budget})
-    given = load_prompts(prompts, "train")
-    learnt = None if sae else train.model_copy(update={**held.model_dump(), "site": (site or _middle(model),)})
-    folder = run or runs.HOME / f"make-policy-{Path(model).name}"
-    stages = _stages(
-        folder, held, sae, learnt, given, text, prompts, validation, test, limit, find, calibrate, evaluate
-    )
+    if sae is None:
+        train = train.model_copy(update={**held.model_dump(), "site": (site or _middle(model),)})
+    folder, given = run or runs.HOME / f"make-policy-{Path(model).name}", load_prompts(prompts, "train")
+    order = Order(
+        folder, held, sae, train, find, calibrate, evaluate, given, text, prompts, validation, test, limit
+    )  # fmt: skip
+    stages = _stages(order)
     if dry_run:
-        body = [{"stage": s.name, "done": s.makes.is_file(), "what": s.what, "makes": str(s.makes)} for s in stages]
-        plan = "\n".join(f"{s.name:10} {'there   ' if s.makes.is_file() else 'to make '} {s.what}" for s in stages)
-        return show({"run": str(folder), "plan": body}, json, f"{plan}\nin {folder}\nnext: the same without --dry-run")
-    runs.open_run("make-policy", folder, {"model": held.model_dump(), "sae": str(sae or ""), "prompts": given.hash})
+        return _show_plan(order, stages, json)
+    runs.open_run("make-policy", folder, order.stated())
     for number, stage in enumerate(stages, 1):
         done = stage.makes.is_file()
         say(f"{number}/{len(stages)} {stage.name}: {'there already' if done else stage.what}")
         if not done:
             _do(stage)
-    policy, page = folder / "calibrate" / "gated.toml", stages[-1].makes
-    results = read_json(folder / "evaluate" / RESULTS)
+    policy, page = order.policies / "gated.toml", stages[-1].makes
+    results = read_json(page.with_name(RESULTS))
     show(
         {"run": str(folder), "policy": str(policy), "report": str(page), "results": results},
         json,
-        f"policy: {policy}\nreport: {page}\nnext: demur chat --model {model} --policy {policy}"
-        + f" --sae {sae or folder / 'train' / 'sae'}",
+        f"policy: {policy}\nreport: {page}\nnext: demur chat --model {model} --policy {policy} --sae {order.weights}",
     )
+
+
+def _show_plan(order: Order, stages: Sequence[Stage], json: bool) -> None:
+    body = [{"stage": s.name, "done": s.makes.is_file(), "what": s.what, "makes": str(s.makes)} for s in stages]
+    plan = "\n".join(f"{s.name:10} {'there   ' if s.makes.is_file() else 'to make '} {s.what}" for s in stages)
+    text = f"{plan}\nin {order.folder}\nnext: the same without --dry-run"
+    show({"run": str(order.folder), "plan": body}, json, text)
 
 
 def _do(stage: Stage) -> None:
@@ -147,77 +198,73 @@ def _do(stage: Stage) -> None:
         raise type(error)(f"{stage.name}: {error}") from error
 
 
-def _stages(
-    folder: Path,
-    held: ModelSettings,
-    sae: Path | None,
-    learnt: SAESettings | None,
-    given: PromptSet,
-    text: Sequence[Path],
-    prompts: Sequence[Path],
-    validation: Sequence[Path],
-    test: Sequence[Path],
-    limit: int,
-    find: FindSettings,
-    calibrate: CalibrationSettings,
-    evaluate: EvaluationSettings,
-) -> list[Stage]:
-    weights = sae or folder / "train" / "sae"
-    features = folder / "find" / "features.json"
-    policies = folder / "calibrate"
-    report = folder / "evaluate" / "report.html"
-    budgets = ", ".join(f"{level} {100 * calibrate.budget_of(level, 'plain'):g} %" for level in CALIBRATED)
-
-    def training() -> None:
-        assert learnt is not None
-        lm = load(learnt)
-        settings = learnt
-        if not learnt.text and learnt.sampled is None:
-            settings = learnt.model_copy(update=default_text(lm, given, text, folder, learnt))
-        train_verb(settings=settings, run=folder / "train")
-
-    def measuring() -> None:
-        answered = ["none", *(str(path) for path in (policies / "gated.toml", policies / "random.toml"))]
-        where = evaluate_verb(
-            policy=answered, prompts=list(test), limit=limit, sae=[weights], model=held, settings=evaluate,
-            run=folder / "evaluate",
-        )  # fmt: skip
-        write_report(where)
-
-    train = []
-    if learnt is not None:
-        own = "text as stated" if learnt.text or learnt.sampled else _text_in_words(given, text)
-        what = f"an SAE of {learnt.d_sae} features at {learnt.site[0]}, on {own}"
-        train = [Stage("train", weights / "sae.json", what, training)]
+def _stages(o: Order) -> list[Stage]:
+    trained = f"an SAE of {o.train.d_sae} features at {o.train.site[0]}, on {_text_in_words(o)}"
+    budgets = ", ".join(f"{level} {100 * o.calibrate.budget_of(level, 'plain'):g} %" for level in CALIBRATED)
+    found = f"features that write refusal and read harm, by {o.find.method}, on {o.given.name}"
+    chosen = f"thresholds for false refusals ({budgets}), {o.calibrate.trials} ways to act"
+    measured = f"none, gated and random on at most {o.limit} test prompts a file; a report"
+    train = [] if o.sae else [Stage("train", o.weights / "sae.json", trained, lambda: _train(o))]
     return [
         *train,
-        Stage(
-            "find", features, f"features that write refusal and read harm, by {find.method}, on {given.name}",
-            lambda: find_verb(
-                sae=weights, prompts=list(prompts), validation=list(validation), settings=find, model=held,
-                run=folder / "find",
-            ),
-        ),
-        Stage(
-            "calibrate", policies / FRONT, f"thresholds for false refusals ({budgets}), {calibrate.trials} ways to act",
-            lambda: calibrate_verb(
-                features=features, sae=[weights], validation=list(validation), settings=calibrate, model=held,
-                run=policies,
-            ),
-        ),
-        Stage("evaluate", report, f"none, gated and random on at most {limit} test prompts a file; a report", measuring),
-    ]  # fmt: skip
+        Stage("find", o.features, found, lambda: _find(o)),
+        Stage("calibrate", o.policies / FRONT, chosen, lambda: _calibrate(o)),
+        Stage("evaluate", o.folder / "evaluate" / "report.html", measured, lambda: _evaluate(o)),
+    ]
 
 
-def _text_in_words(given: PromptSet, text: Sequence[Path]) -> str:
-    harmful = sum(row.label == "harmful" for row in given.rows)
-    own = f"{harmful} harmful prompts refused in words of ours and the model's replies to {len(given.rows)} prompts"
-    return ", ".join([*map(str, text), own])
+def _train(o: Order) -> None:
+    settings = o.train
+    if not settings.text and settings.sampled is None:
+        own = default_text(load(settings), o.given, o.text, o.folder, settings.seed)
+        settings = settings.model_copy(update=own)
+    train_verb(settings=settings, run=o.folder / "train")
 
 
-def default_text(
-    lm: LanguageModel, given: PromptSet, text: Sequence[Path], folder: Path, settings: SAESettings
-) -> dict[str, Any]:
+def _find(o: Order) -> None:
+    find_verb(
+        sae=o.weights,
+        prompts=list(o.prompts),
+        validation=list(o.validation),
+        settings=o.find,
+        model=o.model,
+        run=o.features.parent,
+    )
+
+
+def _calibrate(o: Order) -> None:
+    calibrate_verb(
+        features=o.features,
+        sae=[o.weights],
+        validation=list(o.validation),
+        settings=o.calibrate,
+        model=o.model,
+        run=o.policies,
+    )
+
+
+def _evaluate(o: Order) -> None:
+    folder = evaluate_verb(
+        policy=["none", *(str(o.policies / f"{name}.toml") for name in ("gated", "random"))],
+        prompts=list(o.test),
+        limit=o.limit,
+        sae=[o.weights],
+        model=o.model,
+        settings=o.evaluate,
+        run=o.folder / "evaluate",
+    )
+    write_report(folder)
+
+
+def _text_in_words(o: Order) -> str:
+    if o.train.text or o.train.sampled:
+        return "text as stated"
+    harmful = sum(row.label == "harmful" for row in o.given.rows)
+    own = f"{harmful} harmful prompts refused in words of ours and the model's replies to {len(o.given.rows)} prompts"
+    return ", ".join([*map(str, o.text), own])
+
+
+def default_text(lm: LanguageModel, given: PromptSet, text: Sequence[Path], folder: Path, seed: int) -> dict[str, Any]:
     """What an SAE is trained on where the user says nothing: see `make_policy_verb`.
 
     Raises:
@@ -233,7 +280,7 @@ def default_text(
         return {"text": tuple(files)}
     asked = folder / "prompts.jsonl"
     given.save(asked)
-    refused = _tokens(lm, refused_conversations(asked, settings.seed))
+    refused = _tokens(lm, refused_conversations(asked, seed))
     # Every row that is sampled has its prompt's tokens at the least, so that the prompts are sure to last.
     least = sum(len(tokens_and_roles(lm, [Message(role="user", content=p)])[0]) for p in _openings(given))
     known = sum(s.tokens for s in files) + refused + least

@@ -13,6 +13,7 @@ from demur.steering.policies import shipped
 from demur.verbs.output import DEFAULT_MODEL, say
 
 try:
+    from demur.server.app import create_app
     from demur.server.feedback.database import usual_place
     from demur.server.feedback.routes import feedback_router, keeping
     from demur.server.feedback.store import Store
@@ -76,10 +77,11 @@ def serve_verb(
     kept = Store.open(store or usual_place())
     days = serving.card.retention_days
     serving.listeners.append(keeping(kept, days))
-    desk = Desk(serving, kept, _known(serving, features), runs)
+    app = create_app(serving, [feedback_router(kept, days)])
     if page:
+        add_page(app, Desk(serving, kept, _known(serving, features), runs))
         say(f"page: {where}/")
-    serve(serving, at, [feedback_router(kept, days)], (lambda app: add_page(app, desk)) if page else None)
+    serve(app, at)
 
 
 def _known(serving: Serving, given: list[Path]) -> list[FeatureSet]:

@@ -159,7 +159,7 @@ def _cases() -> Any:
 def _case(row: Row[Any]) -> Case:
     found = row._mapping
     asked = found["messages"]
-    answer = {name: found[name] for name in Answer.model_fields} | {
+    answer: dict[str, Any] = {name: found[name] for name in Answer.model_fields} | {
         "messages": tuple(Message(**m) for m in asked) if asked is not None else None
     }
     return Case(answer=Answer(**answer), appeal=Appeal(**{name: found[f"{name}_1"] for name in Appeal.model_fields}))

@@ -40,6 +40,14 @@ async def visitor(desk: Desk) -> Visitor:
     return Visitor(desk, memory.storage.tab)
 
 
+async def admitted(desk: Desk) -> bool:
+    """Whether whoever looks has a key that is known; if not, they are told."""
+    known = (await visitor(desk)).caller is not None
+    if not known:
+        remark("This is shown to those who have a key: give yours at the top of the page.")
+    return known
+
+
 @contextmanager
 def frame(desk: Desk, view: str, lead: str) -> Iterator[Tag]:
     """The page around a view; the block fills its main part."""
@@ -93,7 +101,7 @@ def _key(desk: Desk) -> None:
         told.text = f"{who.name}, {who.role}" if who else "this key is not known."
         shown.text = f"key: {who.name}" if who else "key: none"
         if who:
-            ui.run_javascript(f"document.getElementById('{dialog.html_id}').close()")
+            ui.navigate.reload()  # what a view shows depends on who looks
 
     def show() -> None:
         ui.run_javascript(f"document.getElementById('{dialog.html_id}').showModal()")

@@ -8,7 +8,8 @@ from nicegui import ui
 
 from demur.server.page import appeals, features, play, trade_off
 from demur.server.page.desk import Desk
-from demur.server.page.frame import frame
+from demur.server.page.frame import admitted, frame
+from demur.server.page.parts import Tag
 
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="16" r="14" fill="#0b5cad"/>'
@@ -30,17 +31,19 @@ def add_page(app: FastAPI, desk: Desk) -> None:
     @ui.page("/features")
     async def features_view() -> None:
         with frame(desk, "features", "What the policy reads and raises inside the model: browse it, then move one."):
-            features.Features(desk)
+            place = Tag("div")
+        with place:
+            if await admitted(desk):
+                features.Features(desk)
 
     @ui.page("/trade-off")
     async def trade_off_view() -> None:
-        with frame(
-            desk,
-            "trade-off",
-            "What each policy refuses: of what it should, upwards; of what it should not, to the right.",
-        ):
-            view = trade_off.TradeOff(desk)
-        await view.begin()
+        lead = "What each policy refuses: of what it should, upwards; of what it should not, to the right."
+        with frame(desk, "trade-off", lead):
+            place = Tag("div")
+        with place:
+            if await admitted(desk):
+                await trade_off.TradeOff(desk).begin()
 
     @ui.page("/appeals")
     async def appeals_view() -> None:

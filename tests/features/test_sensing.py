@@ -1,4 +1,4 @@
-"""The attention probe: it finds what a mean drowns, and what is saved of it reads as it did."""
+"""What reads harm: the attention probe finds what a mean drowns, and kinds of harm are told apart."""
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from demur.features.attention import Streams, fit_attention
 from demur.features.effect import Bench
 from demur.features.reading import read_prompts, read_streams
-from demur.features.sensing import pooled_features, sense
+from demur.features.sensing import pooled_features, read_kinds, sense
 from demur.features.sensors import fit
 from demur.records import AttentionSensor, FeatureSet, JoinedSensor, Prompt
 from demur.steering.gates import AttentionState, Seen
@@ -93,3 +93,30 @@ def test_both_readings_are_summed_and_saved(tmp_path):
     ).holding(found.arrays)  # fmt: skip
     saved.save(tmp_path / "features.json")
     assert FeatureSet.load(tmp_path / "features.json") == saved
+
+
+def test_a_kind_of_harm_is_read_by_the_features_that_tell_it_from_the_others():
+    generator = torch.Generator().manual_seed(0)
+    categories = ["fraud", "drugs", "privacy"] * 40 + ["theft"] * 3 + [None] * 40
+    pooled = torch.rand(len(categories), 30, generator=generator)
+    for i, category in enumerate(categories):
+        for place, name in enumerate(("fraud", "drugs", "privacy")):
+            pooled[i, place] += 3.0 * (category == name)
+    rows = [
+        Prompt(id=str(i), prompt=f"no. {i}", label="harmful" if c else "benign", category=c, source="demur")
+        for i, c in enumerate(categories)
+    ]
+    kinds = read_kinds("1.resid_post", pooled, rows, "max")
+    assert [k.name for k in kinds] == ["drugs", "fraud", "privacy"], "theft has too few prompts to learn from"
+    scores = torch.stack(
+        [pooled[:120, list(k.sensor.features)] @ torch.tensor(k.sensor.weights) + k.sensor.bias for k in kinds], dim=1
+    )
+    assert [kinds[i].name for i in scores.argmax(1).tolist()] == categories[:120]
+    assert read_kinds("1.resid_post", pooled[120:], rows[120:], "max") == ()
+    two = read_kinds(
+        "1.resid_post",
+        pooled[[i for i in range(120) if i % 3 != 1]],
+        [rows[i] for i in range(120) if i % 3 != 1],
+        "max",
+    )
+    assert [k.name for k in two] == ["fraud", "privacy"]
