@@ -2,7 +2,7 @@
 
 import random
 
-from demur.calibration.front import choose, pareto_front
+from demur.calibration.front import choose, finalists, pareto_front
 from demur.calibration.settings import CalibrationSettings
 from demur.calibration.trials import Trial
 from demur.evaluation.statistics import Rate
@@ -69,3 +69,9 @@ def test_where_nothing_keeps_to_the_limits_the_best_is_taken_and_the_rule_says_s
 def test_a_way_that_never_refuses_can_be_all_there_is():
     chosen, _ = choose([trial(0, 0), trial(1, 0, positions="user")], CalibrationSettings())
     assert chosen.number == 0
+
+
+def test_ways_that_differ_in_name_only_take_one_place_among_the_finalists():
+    same = [trial(0, 90, decay=d, hold=0).model_copy(update={"number": d, "nats": 1.0}) for d in (0, 4, 8)]
+    other = trial(9, 80, kl=0.05)
+    assert [t.number for t in finalists([*same, other], 2)] == [0, 9]

@@ -1,7 +1,6 @@
 """The search: what a kill leaves is gone on from to the same trials; what is tried is what the parameters say."""
 
 import pytest
-import torch
 
 from demur.calibration import calibrate as calibrating
 from demur.calibration.calibrate import calibrate
@@ -9,10 +8,12 @@ from demur.calibration.search import HOLDS, TRIALS, around, propose, search
 from demur.calibration.settings import CalibrationSettings
 from demur.calibration.trials import Ground, measure
 from demur.errors import PolicyError
+from demur.features.effect import Bench
 from demur.models.generation import GenerationSettings
 from demur.records import Policy
 from demur.steering.describe import in_words
 from demur.steering.generate import generate
+from tests import tiny
 from tests.calibration import grounds
 
 SETTINGS = CalibrationSettings(
@@ -159,4 +160,12 @@ def test_the_papers_feature_is_tried_without_a_gate_at_every_dose():
 def test_features_of_another_model_are_refused():
     with pytest.raises(PolicyError, match="find them again"):
         calibrate(grounds.bench(), grounds.features(model_hash="0123456789ab"), grounds.prompts(4), SETTINGS)
-    assert torch.is_grad_enabled()
+
+
+def test_a_sensor_behind_the_edit_is_refused_before_anything_is_read(tmp_path):
+    bench = grounds.bench()
+    early = Bench(bench.lm, tiny.sae("llama", 0), others={"1.resid_post": bench.sae})
+    found = grounds.joined().model_copy(update={"site": "0.resid_post", "sae_hash": early.sae.hash})
+    with pytest.raises(PolicyError, match=r"reads at 1[.]resid_post, behind its first edit"):
+        calibrate(early, found, grounds.prompts(4), SETTINGS, tmp_path)
+    assert not list(tmp_path.iterdir())

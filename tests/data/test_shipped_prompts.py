@@ -21,6 +21,21 @@ ROWS = {split: shipped_prompts(split).rows for split in ("train", "validation", 
 EVERY = [row for rows in ROWS.values() for row in rows]
 FORMS = {"advise", "defend", "depict", "object", "permit", "persuade", "swap", "understand"}
 """How a harmful request and its twin differ; `shipped_prompts` says what each means."""
+MECHANISMS = {
+    *("homonym", "figurative", "safe_target", "safe_context", "definition", "nonsense_discrimination", "historical"),
+    *(
+        "public_figure",
+        "fictional_figure",
+        "fiction",
+        "academic",
+        "professional",
+        "victim",
+        "text",
+        "advice",
+        "purpose",
+    ),
+}
+"""Why a twin only looks like harm; of each at least a dozen pairs."""
 NEAR = 0.5
 """Jaccard similarity of character 5-grams from which two texts count as one."""
 
@@ -40,10 +55,14 @@ def near(mine: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]]:
         return csr_matrix((np.ones(ends[-1], np.int32), np.concatenate(rows), ends), shape=(len(rows), len(columns)))
 
     a, b = map(matrix, found)
-    shared = (a @ b.T).tocoo()
-    either = np.diff(a.indptr)[shared.row] + np.diff(b.indptr)[shared.col] - shared.data
-    close = shared.data >= NEAR * either
-    return list(zip(shared.row[close].tolist(), shared.col[close].tolist(), strict=True))
+    size_a, size_b = np.diff(a.indptr), np.diff(b.indptr)
+    close: list[tuple[int, int]] = []
+    for start in range(0, len(mine), 512):  # nearly every two texts share some 5-gram: the whole product is gigabytes
+        shared = (a[start : start + 512] @ b.T).tocoo()
+        rows = shared.row + start
+        k = shared.data >= NEAR * (size_a[rows] + size_b[shared.col] - shared.data)
+        close += zip(rows[k].tolist(), shared.col[k].tolist(), strict=True)
+    return close
 
 
 def text(row: Prompt) -> str:
@@ -63,7 +82,7 @@ def test_there_is_enough_of_each_kind():
     assert len(harmful) >= 28
     assert min(harmful.values()) >= 25
     kinds = Counter(r.kind for r in EVERY)
-    assert kinds["lookalike"] == kinds["harmful"] >= 1850
+    assert kinds["lookalike"] == kinds["harmful"] >= 3000
     assert kinds["offensive"] >= 300
     plain = Counter(r.category for r in EVERY if r.kind in ("plain", "mathematics"))
     assert all(plain[c] >= 300 for c in ("chat", "mathematics", "code", "fiction", "advice"))
@@ -89,12 +108,25 @@ def test_ids_are_unique_and_twins_share_a_split_a_category_and_a_form():
 
 def test_twins_are_paired_in_every_form_over_many_kinds_of_harm():
     paired = [r for r in EVERY if r.label == "harmful" and "form" in r.extra]
-    assert len(paired) >= 1300
+    assert len(paired) >= 2500
     forms = Counter(r.extra["form"] for r in paired)
     assert forms.keys() == FORMS and min(forms.values()) >= 100
     harms = {kind.name for r in paired if (kind := kind_of(r.source, r.category, text(r)))}
     assert len(harms) >= 24
-    assert min(Counter(r.category for r in paired).values()) >= 35
+    assert min(Counter(r.category for r in paired).values()) >= 70
+
+
+def test_mechanisms_of_looking_harmful_come_with_forms_over_all_kinds_of_harm():
+    rows = [r for r in EVERY if r.label == "harmful" and "mechanism" in r.extra]
+    found = Counter(r.extra["mechanism"] for r in rows)
+    assert found.keys() == MECHANISMS and min(found.values()) >= 12
+    assert len({(r.extra["mechanism"], r.extra["form"]) for r in rows}) == len(MECHANISMS)
+    assert min(Counter(r.category for r in rows).values()) >= 35
+    asked = {
+        label: np.mean([text(r).endswith("?") for r in EVERY if "mechanism" in r.extra and r.label == label])
+        for label in ("harmful", "benign")
+    }
+    assert abs(asked["harmful"] - asked["benign"]) < 0.05 < min(asked.values())  # fmt: skip
 
 
 def test_neither_length_nor_opening_tells_the_harmful_half_of_twins():
@@ -110,7 +142,8 @@ def test_no_opening_is_worn_out():
     for label in ("harmful", "benign"):
         rows = [text(r) for r in EVERY if "form" in r.extra and r.label == label]
         openings = Counter(" ".join(t.lower().split()[:5]) for t in rows)
-        assert max(openings.values()) <= 3
+        assert max(openings.values()) <= 12
+        assert np.mean([openings[" ".join(t.lower().split()[:5])] <= 3 for t in rows]) > 0.95
 
 
 def test_the_fast_comparison_agrees_with_a_loop():

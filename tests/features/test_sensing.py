@@ -1,5 +1,8 @@
 """What reads harm: the attention probe finds what a mean drowns, and kinds of harm are told apart."""
 
+import itertools
+
+import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
@@ -63,11 +66,21 @@ def test_streams_are_what_a_gate_reads():
     lm, sae = tiny.lm(), tiny.sae()
     talk = [tiny.said(text)[0] for text in ("How are you today?", "No", "Tell me of the sea, and of the sky.")]
     streams = read_streams(lm, sae.config.site, talk)
-    pools = read_prompts(lm, sae, talk, ["max"], residual=["mean", "last"])
+    pools = read_prompts(lm, sae, talk, [], residual=["mean", "last"])
     for how in ("mean", "last"):
         torch.testing.assert_close(streams.pooled(how), pools[f"residual {how}"].float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "last"])
+def test_pooled_features_are_the_full_encodes_pooled(pooling):
     bench = Bench(tiny.lm(), tiny.sae())
-    assert pooled_features(bench, streams, "max").shape == pools["max"].shape
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.tensor([0, 3, 4, 9, 20])
+    streams = Streams(torch.randn(20, 32, generator=generator), starts)
+    f = bench.sae.encode(streams.x.to(bench.sae.W_enc)).float()
+    pool = {"max": lambda part: part.amax(0), "mean": lambda part: part.mean(0), "last": lambda part: part[-1]}[pooling]
+    wanted = torch.stack([pool(f[a:b]) for a, b in itertools.pairwise(starts)])
+    torch.testing.assert_close(pooled_features(bench, streams, pooling), wanted)
 
 
 def test_both_readings_are_summed_and_saved(tmp_path):

@@ -167,6 +167,9 @@ def test_bare_text_is_scored_and_goes_on(kitchen, go):
                 for prompt in ([text, text], [ids])
                 for choice in (await client.post("/v1/completions", json=body | {"prompt": prompt})).json()["choices"]
             ]
+            one = (await client.post("/v1/completions", json=body | {"prompt": [9]})).json()["choices"][0]["logprobs"]
+            assert one["token_logprobs"][0] is None
+            assert len(one["token_logprobs"]) == 2
             goes_on = {"model": "tiny-llama", "prompt": text, "max_tokens": 6}
             plain = (await client.post("/v1/completions", json=goes_on)).json()["choices"][0]["text"]
             parts = await streamed(client, goes_on, "/v1/completions")
@@ -300,6 +303,31 @@ def test_a_body_that_is_too_large_is_refused(kitchen, go):
                 "/v1/chat/completions", content=parts(), headers={"content-type": "application/json"}
             )
             assert got.status_code == 413
+
+    go(work())
+
+
+def test_a_full_queue_and_an_answer_that_takes_too_long_are_told(kitchen, go):
+    long = asked(max_tokens=400, ignore_eos=True)
+
+    async def work():
+        async with kitchen.open("none", rows=1, queue=0, max_new_tokens=400) as client:
+            first = asyncio.create_task(client.post("/v1/chat/completions", json=long))
+            while not client.serving.engine.rows:
+                await asyncio.sleep(0.005)
+            for stream in (False, True):
+                got = await client.post("/v1/chat/completions", json=asked(stream=stream))
+                assert got.status_code == 429
+                assert got.json()["error"]["code"] == "queue_full"
+                assert int(got.headers["retry-after"]) >= 1
+            assert (await first).status_code == 200
+        async with kitchen.open("none", timeout=0.05, max_new_tokens=400) as client:
+            got = await client.post("/v1/chat/completions", json=long)
+            assert got.status_code == 504
+            assert got.json()["error"]["type"] == "timeout_error"
+            while client.serving.engine.counts["cancelled"] < 1:
+                await asyncio.sleep(0.005)
+            assert not client.serving.engine.rows
 
     go(work())
 

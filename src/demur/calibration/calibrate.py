@@ -22,6 +22,7 @@ from demur.errors import PolicyError
 from demur.features.effect import Bench
 from demur.features.reading import read_prompts
 from demur.records import Feature, FeatureSet, Gate, LevelName, Policy, PromptSet, Record
+from demur.steering.session import check
 
 COMPARED = 8
 """Plain replies to benign prompts on which KL is measured."""
@@ -77,7 +78,9 @@ def calibrate(
     harmful_by_source(validation)
     if features.method == "paper":
         return _paper(bench, features, validation, settings, folder)
-    base = base_policy(bench, features)
+    base, first = base_policy(bench, features), features.actuators()[0]
+    act = bench.raising({first.id: first.level}, settings.positions[0]).interventions
+    check(base.model_copy(update={"interventions": act}), bench.lm, bench.saes)
     scores = read_scores(bench.lm, bench.saes, base, validation.rows, folder, bench.batch)
     levels = set_levels(scores, validation, settings)
     now = levels[settings.level]

@@ -26,7 +26,9 @@ def _beats(a: Sequence[float], b: Sequence[float]) -> bool:
 
 def finalists(front: Sequence[Trial], count: int) -> list[Trial]:
     """The most promising of the front: most harm refused, less degenerate replies and half of the benign refused."""
-    ranked = sorted(front, key=lambda t: -(t.aims[0] - PRICE * t.benign_refused.rate))
+    # Of ways that differ in name only, such as a decay after a dose that never falls, one.
+    different = {t.aims: t for t in reversed(front)}.values()
+    ranked = sorted(reversed(different), key=lambda t: -(t.aims[0] - PRICE * t.benign_refused.rate))
     return ranked[:count]
 
 

@@ -24,6 +24,10 @@ def shipped_prompts(split: Split) -> PromptSet:
     - `persuade`: a text that argues, fairly and truly
     - `swap`: the same sentence with another purpose or target
     - `understand`: the same topic as history, law, research, definition
+
+    The newer ones also say in `extra["mechanism"]` why it only looks like harm: by the kinds of look-alike of the taxonomy
+    (`homonym`, `figurative`, `safe_target`, ...), or as `fiction`, `academic`, `professional`, `victim`, `text`, `advice`,
+    `purpose`.
     """
     with as_file(files("demur.shipped") / "prompts" / f"{split}.jsonl") as path:
         return PromptSet.load(path).model_copy(update={"name": f"demur-{split}"})

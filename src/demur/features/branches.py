@@ -132,7 +132,7 @@ class Branches:
                 return x
             target = wanted.to(x)[which]
             moved = torch.where(target.isnan(), 0, target - sae.read(x, features))
-            return x + moved @ sae.W_dec[features]
+            return (x + moved @ sae.W_dec[features]).to(x)
 
         return change
 

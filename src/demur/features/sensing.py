@@ -161,22 +161,23 @@ def read_kinds(
 
 def pooled_features(bench: Bench, streams: Streams, pooling: Pooling) -> Float[Tensor, "prompts d_sae"]:
     """Every feature's activation on every prompt, in the SAE's units."""
-    pool = {"max": lambda f: f.amax(0), "mean": lambda f: f.mean(0), "last": lambda f: f[-1]}[pooling]
-    found = torch.zeros(len(streams), bench.sae.config.d_sae)
-    starts = streams.starts.tolist()
-    first = 0
-    with bar("encoding prompts", len(streams)) as progress:
-        while first < len(streams):
-            last = first + 1
-            while last < len(streams) and starts[last + 1] - starts[first] <= PIECE:
-                last += 1
-            x = streams.x[starts[first] : starts[last]].to(bench.sae.W_enc)
-            f = bench.sae.encode(x).float().cpu()
-            for i in range(first, last):
-                found[i] = pool(f[starts[i] - starts[first] : starts[i + 1] - starts[first]])
-            progress.step(last - first)
-            first = last
-    return found
+    sae, found = bench.sae, torch.zeros(len(streams), bench.sae.config.d_sae)
+    counts = streams.starts.diff()
+    row = torch.repeat_interleave(torch.arange(len(streams)), counts)
+    ends = streams.starts[1:] - 1
+    with bar("encoding prompts", len(streams.x)) as progress:
+        for first in range(0, len(streams.x), PIECE):
+            of = row[first : first + PIECE]
+            values, indices = (t.cpu() for t in sae.encode_sparse(streams.x[first : first + PIECE].to(sae.W_enc)))
+            # Only the active ones: a place in `found` for each, row after row.
+            places, values = (of[:, None] * sae.config.d_sae + indices), values.float()
+            if pooling == "last":
+                last = torch.isin(torch.arange(first, first + len(of)), ends)
+                places, values = places[last], values[last]
+            how = "amax" if pooling == "max" else "sum"
+            found.view(-1).scatter_reduce_(0, places.flatten(), values.flatten(), how)
+            progress.step(len(of))
+    return found / counts[:, None] if pooling == "mean" else found
 
 
 def _weighed(

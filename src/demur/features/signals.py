@@ -158,7 +158,7 @@ def output_scores(bench: Bench, features: Sequence[int], batch: int = 256) -> di
         def raised(hidden: Tensor, rows: Tensor = rows) -> Tensor:
             last = hidden[:, -1]
             strongest = sae.encode(last[:1]).max()
-            return torch.cat([hidden[:, :-1], (last + AMPLIFIED * strongest * rows)[:, None]], dim=1)
+            return torch.cat([hidden[:, :-1], (last + AMPLIFIED * strongest * rows)[:, None].to(hidden)], dim=1)
 
         with torch.inference_mode(), at_blocks({lm.block(sae.config.site): raised}):
             p = lm.logits(torch.tensor([ids] * len(group), device=lm.device), last=1)[:, 0].float().softmax(-1)

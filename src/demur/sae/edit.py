@@ -66,5 +66,5 @@ def edit(
     """
     values, indices = sae.encode_sparse(x)
     f = dense(values, indices, sae.config.d_sae)[:, edits.features]
-    change = (edits.apply(f, scale) - f) @ sae.W_dec[edits.features]
-    return (x if keep_error else sae.decode_sparse(values, indices)) + change
+    change = (edits.apply(f, scale) - f) @ sae.W_dec[edits.features]  # in the SAE's precision, as the sum is
+    return ((x if keep_error else sae.decode_sparse(values, indices)) + change).to(x)

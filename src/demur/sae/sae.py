@@ -106,7 +106,7 @@ class SAE:
     def encode_sparse(self, x: Float[Tensor, "tokens d_model"]) -> Sparse:
         """The active features of each token: values and indices, each `[tokens, width]` (`rules.Sparse`)."""
         self.check_width(x.shape[-1])
-        pre = torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
+        pre = torch.addmm(self.b_enc, x.to(self.b_dec) - self.b_dec, self.W_enc)
         return RULES[self.config.rule](pre, self.config.k, self.threshold)
 
     def encode(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_sae"]:
@@ -127,8 +127,13 @@ class SAE:
         return f @ self.W_dec + self.b_dec
 
     def to(self, like: Tensor) -> "SAE":
-        """The same SAE in the precision and on the device of `like`."""
-        moved = SAE(self.config, **{name: weight.to(like) for name, weight in self.weights.items()})
+        """The same SAE on the device of `like`, in its precision, but in float32 at least.
+
+        In half precision the k-th and the next pre-activation of a token are often equal: which of two features is active
+        would be chance, and the ties slow.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        moved = SAE(self.config, **{name: weight.to(like.device, dtype) for name, weight in self.weights.items()})
         # It is still the SAE that was saved: a policy made in bfloat16 is one for the same SAE in float32.
         moved.hash = self.hash
         return moved

@@ -81,8 +81,9 @@ class Drawing:
 def scored(logits: Float[Tensor, "places vocab"], tokens: list[int], top: int) -> list[TokenScore]:
     """What the model said of tokens, and the `top` likeliest in each one's place."""
     found = []
-    for some, row in zip(logits.split(64), [tokens[i : i + 64] for i in range(0, len(tokens), 64)], strict=True):
-        scores = some.float().log_softmax(-1)
+    for start in range(0, len(tokens), 64):  # a few rows of the vocabulary at a time
+        row = tokens[start : start + 64]
+        scores = logits[start : start + 64].float().log_softmax(-1)
         said = scores.gather(1, torch.tensor(row, device=scores.device)[:, None])[:, 0].tolist()
         best = scores.topk(top) if top else None
         for i, token in enumerate(row):

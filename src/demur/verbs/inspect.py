@@ -12,6 +12,7 @@ from demur.records import FeatureSet, Policy
 from demur.runs import MANIFEST
 from demur.sae.exchange.foreign import Foreign, even, norms_of
 from demur.sae.exchange.formats import DEMUR, format_of, open_sae, read_foreign
+from demur.steering.describe import described as described_sensor
 from demur.steering.describe import in_words
 from demur.verbs.find import features_table, held_out_table
 from demur.verbs.found import found_tables
@@ -60,7 +61,11 @@ def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
     if path.suffix == ".json":
         found = FeatureSet.load(path)
         tables = [features_table(found), *found_tables(found), *map(held_out_table, found.held_out)]
-        return {"kind": "features"} | found.model_dump(mode="json"), "".join(map(drawn, tables)).rstrip()
+        text = "".join(map(drawn, tables)).rstrip()
+        if found.sensor is not None:
+            text += f"\nharm is read by {described_sensor(found.sensor)}"
+            text += f"; {len(found.kinds)} kinds are told apart" if found.kinds else ""
+        return {"kind": "features"} | found.model_dump(mode="json"), text
     raise FileError(
         f"{path} is nothing that demur knows: expected an SAE or run folder, .toml, .json or a "
         f"prompt file ({', '.join(SUFFIXES)})."
