@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: setup peers clients demo test soak check clean
+.PHONY: setup peers clients system demo test soak check clean
 
 setup: $(DONE)
 
@@ -31,6 +31,10 @@ clients: setup
 	  schemathesis==4.32.5
 	$(PYTHON) -m venv .venv-clients/pyrit
 	.venv-clients/pyrit/bin/pip install --quiet pyrit==1.1.0
+
+# Chromium and PostgreSQL, as root, for the tests of the page and of the store; without them those are skipped.
+system:
+	apt-get install -y -qq chromium fonts-dejavu-core postgresql >/dev/null
 
 demo: setup
 	$(BIN)/demur demo

@@ -28,6 +28,8 @@ VERBS = {
     "chat": ("demur.verbs.chat:chat_verb", "A policy → a conversation."),
     "evaluate": ("demur.verbs.evaluate:evaluate_verb", "Policies × prompts → a table with intervals."),
     "attack": ("demur.verbs.attack:attack_verb", "Attacks on policies → what each wins, with intervals."),
+    "feedback": ("demur.verbs.feedback:feedback_verb", "Appeals → decisions, a labelled prompt set, counts."),
+    "pardon": ("demur.verbs.pardon:pardon_verb", "Upheld appeals + a policy → a policy that answers them."),
     "judge": ("demur.verbs.judge:judge_verb", "A judge against people's labels; the classifier fitted anew."),
     "convert": ("demur.verbs.convert:convert_verb", "An SAE in any known format → the same in another."),
     "sets": ("demur.verbs.sets:sets_verb", "Prompt sets by name → where each can be had from here."),

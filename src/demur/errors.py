@@ -9,7 +9,10 @@
     ├── TrainingError     activations that are not finite, a process that left the others
     ├── PolicyError       an unknown policy, or one made for another model or SAE
     ├── JudgeError        a judge that is unknown, cannot be had, or does not answer
-    └── EndpointError     a model behind an endpoint that does not answer, or turns us away
+    ├── EndpointError     a model behind an endpoint that does not answer, or turns us away
+    ├── StoreError        the store of answers and appeals cannot be opened, read or written
+    └── AppealError       an answer or an appeal that is not there
+        └── DecidedError  an appeal that is decided already
 
 A message is one sentence or two that say what was given, what was expected and what to type. The command line prints
 it without a traceback (`--debug` shows it) and exits with 1.
@@ -54,3 +57,15 @@ class JudgeError(DemurError):
 
 class EndpointError(DemurError):
     """A model behind an endpoint does not answer, or turns us away."""
+
+
+class StoreError(DemurError):
+    """The store of answers and appeals cannot be opened, read or written; what was acknowledged is still there."""
+
+
+class AppealError(DemurError):
+    """An answer or an appeal is not there, or not this user's."""
+
+
+class DecidedError(AppealError):
+    """An appeal is decided already."""

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,11 +19,13 @@ class Process:
 
     def __init__(self, *words: str | Path, seconds: float = 240) -> None:
         began = time.monotonic()
+        self._home = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "demur", "serve", "--port", "0", *map(str, words)],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"},
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "DEMUR_STORE": f"{self._home.name}/feedback.db"},
         )
         self.log: list[str] = []
         self.url = ""

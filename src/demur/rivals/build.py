@@ -18,6 +18,7 @@ from demur.activations.harvest import read
 from demur.calibration.calibrate import alive
 from demur.config import Settings
 from demur.errors import PolicyError, SettingsError
+from demur.features.dense import Prompted, read_dense, read_dense_replies
 from demur.features.effect import Bench, refusal_log_odds, try_policies
 from demur.features.find import FindSettings, Replies, beginnings, both_replies, by_source, spread, usual_norm
 from demur.models.chat import Role, tokens_and_roles
@@ -34,7 +35,6 @@ from demur.records import (
     evenly,
     readers,
 )
-from demur.rivals.dense import Prompted, read_dense, read_dense_replies
 from demur.rivals.formulas import (
     alphasteer_map,
     best_cut,

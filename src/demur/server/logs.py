@@ -50,6 +50,7 @@ class RequestLog:
         began, status = time.monotonic(), 500
         facts: dict[str, Any] = {}
         scope.setdefault("state", {})["facts"] = facts
+        metrics = scope["app"].state.serving.metrics  # now: an app mounted in ours takes its place
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -63,7 +64,6 @@ class RequestLog:
             seconds = time.monotonic() - began
             # The route's pattern, not the path: what a client writes there is not to become a label.
             route = getattr(scope.get("route"), "path", "none")
-            metrics = scope["app"].state.serving.metrics
             metrics.requests.labels(route, str(status)).inc()
             metrics.seconds.labels(route).observe(seconds)
             if caller := scope["state"].get("caller"):

@@ -1,4 +1,4 @@
-"""`demur serve`: a policy → an OpenAI-compatible API."""
+"""`demur serve`: a policy → an OpenAI-compatible API, a page, and what becomes of refusals."""
 
 from json import dumps
 from pathlib import Path
@@ -6,13 +6,21 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from demur.errors import SettingsError
+from demur.errors import FileError, SettingsError
 from demur.models.load import ModelSettings, load
+from demur.records import FeatureSet
+from demur.steering.policies import shipped
 from demur.verbs.output import DEFAULT_MODEL, say
 
 try:
     from demur.server.app import create_app
+    from demur.server.feedback.database import usual_place
+    from demur.server.feedback.routes import feedback_router, keeping
+    from demur.server.feedback.store import Store
+    from demur.server.page.desk import Desk
+    from demur.server.page.mount import add_page
     from demur.server.run import listening, permits, serve, serving_of
+    from demur.server.serving import Serving
     from demur.server.settings import ServerSettings
 except ModuleNotFoundError as error:  # the extra is not installed
     raise SettingsError(f"demur serve needs {error.name}; type `pip install 'demur[server]'`.") from error
@@ -26,13 +34,18 @@ def serve_verb(
     sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
     settings: Annotated[ServerSettings, Parameter(name="*")] = DEFAULTS,
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
+    store: str = "",
+    page: bool = True,
+    runs: Path | None = None,
+    features: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
 ) -> None:
-    """Serve a steered model under OpenAI's API, until Ctrl-C or SIGTERM.
+    """Serve a steered model under OpenAI's API, with a page for people at the same address, until Ctrl-C or SIGTERM.
 
     Examples
     --------
     demur serve --policy gated
     demur serve --policy gated --policy paper --port 8080 --rows 32
+    demur serve --runs runs --store postgresql://demur@localhost/demur
     demur serve --policy my.toml --host 0.0.0.0 --keys keys.toml --impact impact.toml
 
     Parameters
@@ -41,7 +54,18 @@ def serve_verb(
         Policies by name or file, the usual one first; files are read again when they change.
     sae
         Folder of an SAE that the policies need, where it is not the shipped one.
+    store
+        Where refused answers, appeals and feedback are kept: a file, or postgresql://USER@HOST/NAME; by default
+        DEMUR_STORE, else the user's own.
+    page
+        Serve the page too.
+    runs
+        A run of `demur evaluate`, or a folder of runs, whose trade-off the page shows.
+    features
+        What `demur find` wrote, for the page to browse; by default what is known of the policies' SAE.
     """
+    if page and runs is not None and not runs.is_dir():
+        raise FileError(f"there are no runs at {runs}; give a folder that `demur evaluate` wrote, or leave --runs out.")
     permitted = permits(settings)
     at = listening(settings)
     host, port = at.getsockname()[:2]
@@ -50,5 +74,19 @@ def serve_verb(
     say(f"serving {', '.join(serving.offer.ids())} at {where}/v1; Ctrl-C ends.")
     body = {"model": serving.offer.pick(serving.offer.base).model, "messages": [{"role": "user", "content": "Hi"}]}
     say(f"next: curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d '{dumps(body)}'")
-    # What joins the API in the same process (routers, listeners, a page) is put together here.
-    serve(create_app(serving), at)
+    kept = Store.open(store or usual_place())
+    days = serving.card.retention_days
+    serving.listeners.append(keeping(kept, days))
+    app = create_app(serving, [feedback_router(kept, days)])
+    if page:
+        add_page(app, Desk(serving, kept, _known(serving, features), runs))
+        say(f"page: {where}/")
+    serve(app, at)
+
+
+def _known(serving: Serving, given: list[Path]) -> list[FeatureSet]:
+    if given:
+        return [FeatureSet.load(path) for path in given]
+    used = {h for entry in serving.offer.entries.values() for h in entry.policy.saes.values()}
+    found = [FeatureSet.load(path) for path in sorted(shipped().glob("features-*.json"))]
+    return [f for f in found if f.sae_hash in used]
