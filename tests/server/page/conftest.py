@@ -112,6 +112,7 @@ def visit(browser, server):
         )
         page.goto(f"{server.url}/page/{path}")
         page.get_by_role("main").wait_for()
+        page.wait_for_timeout(1500)  # what is shown first is not connected yet
         return page
 
     yield open_
