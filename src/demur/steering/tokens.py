@@ -28,7 +28,7 @@ class TokenRead:
     @property
     def share(self) -> float:
         """What the token adds to the score, in the score's units."""
-        return sum(share for _, _, share in self.features)
+        return sum((share for _, _, share in self.features), 0.0)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from demur.files import write_json, write_jsonl
-from demur.records import Evidence, Feature, FeatureSet, Message
+from demur.records import Evidence, Feature, FeatureSet, Gate, Message
 from demur.server.feedback.store import Store
 from tests import tiny
 from tests.server.feedback.conftest import answer
@@ -45,7 +45,9 @@ def home(folder: Path) -> list[str]:
         hashes[sae.config.site] = sae.hash
         words += ["--sae", str(folder / "saes" / str(layer))]
     levels = {"standard": {"threshold": -99.0, "about": "opens on everything"}, "strict": {"threshold": -999.0}}
-    policy = tiny.policy(threshold=-99.0).model_copy(update={"model_hash": lm.hash, "saes": hashes})
+    wide = {"features": tuple(range(64)), "weights": (0.1, -0.1) * 32}  # so that some feature is active on any word
+    gate = Gate(sensor=tiny.SENSOR.model_copy(update=wide), threshold=-99.0)
+    policy = tiny.policy().model_copy(update={"model_hash": lm.hash, "saes": hashes, "gate": gate})
     type(policy).model_validate(policy.model_dump() | {"levels": levels}).save(folder / "steered.toml")
     features = [
         Feature(
@@ -112,6 +114,7 @@ def visit(browser, server):
         )
         page.goto(f"{server.url}/page/{path}")
         page.get_by_role("main").wait_for()
+        page.wait_for_timeout(1500)  # what is shown first is not connected yet
         return page
 
     yield open_
