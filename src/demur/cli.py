@@ -23,6 +23,7 @@ VERBS = {
     "sae-report": ("demur.verbs.sae_report:sae_report_verb", "An SAE → how good it is: one HTML page."),
     "find": ("demur.verbs.find:find_verb", "SAE + prompts → features that write refusal and read harm."),
     "calibrate": ("demur.verbs.calibrate:calibrate_verb", "Features + a false-refusal budget → policies."),
+    "make-policy": ("demur.verbs.make_policy:make_policy_verb", "A model → its SAE, features, policy and a report."),
     "rivals": ("demur.verbs.rivals:rivals_verb", "Other methods, controls and the paper's arms → policies."),
     "chat": ("demur.verbs.chat:chat_verb", "A policy → a conversation."),
     "evaluate": ("demur.verbs.evaluate:evaluate_verb", "Policies × prompts → a table with intervals."),
@@ -108,11 +109,20 @@ def main() -> None:
             raise
         token = getattr(error, "token", None)  # a word, where the order of arguments is wrong
         if getattr(token, "source", "") in ("", "cli"):
-            _stop(f"{error} Type `demur {_verb(tuple(sys.argv[1:]))} --help` for what it takes.", 2)
+            _stop(f"{_in_words(error)} Type `demur {_verb(words)} --help` for what it takes.", 2)
         # What a file says is input, not usage.
         _stop(_unknown_key(error) if isinstance(error, UnknownOptionError) else str(error), 1)
     except KeyboardInterrupt:
         _stop("stopped; the same command with the same --run goes on from here.", 130)
+
+
+def _in_words(error: CycloptsError) -> str:
+    from pydantic import ValidationError
+
+    from demur.records import first_problem
+
+    # A value out of bounds is found by the settings themselves, whose own message is a paragraph.
+    return f"{first_problem(error.__cause__)}." if isinstance(error.__cause__, ValidationError) else str(error)
 
 
 def _unknown_key(error: UnknownOptionError) -> str:

@@ -6,18 +6,21 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from demur import __version__
 from demur.errors import FileError, SettingsError
 from demur.files import read_json, to_line, write_json
+from demur.records import Record, parse
 
 MANIFEST = "manifest.json"
 TEST_LOG = "test-log.jsonl"
 HOME = Path("runs")
+
+P = TypeVar("P", bound=Record)
 
 
 def open_run(verb: str, folder: Path | None, settings: dict[str, Any], grows: Sequence[str] = ()) -> Path:
@@ -60,6 +63,20 @@ def open_run(verb: str, folder: Path | None, settings: dict[str, Any], grows: Se
         },
     )
     return folder
+
+
+def part(folder: Path | None, name: str, kind: type[P], make: Callable[[], P]) -> P:
+    """One stage of a run: made and written, or read if it lies in the folder already; without a folder, made.
+
+    Raises:
+        FileError: what lies there is none.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        write_json(path, make())
+    return parse(kind, read_json(path), path, FileError)
 
 
 def note(folder: Path, **facts: Any) -> None:

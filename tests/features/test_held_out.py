@@ -7,6 +7,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from demur.errors import PromptError, SettingsError
+from demur.features import attention
 from demur.features import find as finding
 from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
@@ -144,13 +145,14 @@ def prompts(sources: tuple[str, ...]) -> PromptSet:
 def test_find_measures_sensors_and_probe_and_saves_them(tmp_path, monkeypatch):
     """With `--held-out`, whatever finds the actuators; the tiny model's are not worth the wait."""
     monkeypatch.setattr(finding, "both_replies", lambda *a: None)
-    monkeypatch.setattr(finding, "_effect", lambda *a: finding.Candidates({}, {}, "reply", "none"))
+    monkeypatch.setattr(finding, "_effect", lambda *a: {"features": [], "how": "none"})
     monkeypatch.setattr(finding, "with_evidence", lambda bench, features, seed: tuple(features))
+    monkeypatch.setattr(attention, "STEPS", 5)
     bench, settings = Bench(tiny.lm(), tiny.sae()), FindSettings(held_out=True, sensors=32)
     found = find(bench, prompts(("a", "b", "c")), prompts(("v",)), settings, "tiny")
-    assert [h.reader for h in found.held_out] == ["32 sensors", "dense probe"]
+    assert [h.reader for h in found.held_out] == ["32 sensors", "dense probe", "attention probe"]
     assert all(len(h.pairs) == 9 and h.unseen.harmful == 18 for h in found.held_out)
-    (tmp_path / "features.json").write_text(found.model_dump_json())
+    found.save(tmp_path / "features.json")
     assert FeatureSet.load(tmp_path / "features.json") == found
 
 

@@ -10,7 +10,8 @@ from demur.activations.harvest import read
 from demur.errors import PolicyError
 from demur.models.chat import Role, encode
 from demur.models.generation import GenerationSettings
-from demur.records import Continuation, Gate, JoinedSensor, Kind, Level, Policy, ProbeSensor
+from demur.records import AttentionSensor, Continuation, Gate, JoinedSensor, Kind, Level, Policy, ProbeSensor
+from demur.steering.gates import AttentionState, Seen
 from demur.steering.generate import decide, generate
 from demur.steering.policies import find_policy
 from demur.steering.session import steer
@@ -20,6 +21,7 @@ TEXTS = ("How are you today?", "Tell me of the sea, and of the sky above it.", "
 REPLY = [40, 41, 42, 43, 44, 45, 46, 47]
 OTHER = tiny.SENSOR.model_copy(update={"name": "other", "features": (2, 3), "weights": (0.7, -0.4), "bias": -0.2})
 PROBE = ProbeSensor(site="1.resid_post", vector="v", bias=0.3)
+ATTENTION = AttentionSensor(site="1.resid_post", vector="a", bias=-0.1)
 
 
 def gated(gate: Gate, **act) -> Policy:
@@ -27,6 +29,9 @@ def gated(gate: Gate, **act) -> Policy:
     policy = tiny.policy()
     intervention = policy.interventions[0].model_copy(update=act)
     arrays = {"v": np.random.default_rng(3).normal(size=32) / 8, "basis": np.linalg.qr(np.eye(32, 3))[0].T}
+    drawn = np.random.default_rng(4)
+    shapes = {"query": (3, 32), "value": (6, 32), "value_bias": (6,), "out": (6,)}
+    arrays |= {f"a.{name}": drawn.normal(size=shape) for name, shape in shapes.items()}
     return policy.model_copy(update={"gate": gate, "interventions": (intervention,)}).holding(arrays)
 
 
@@ -44,6 +49,16 @@ def sense(policy: Policy, sensor, text: str) -> float:
     x = x[[i for i in range(len(x)) if one.roles[0, i] == Role.USER or i == len(x) - 1]]
     if isinstance(sensor, ProbeSensor):
         return float(x.mean(0) @ torch.as_tensor(policy.vector("v")).double()) + sensor.bias
+    if isinstance(sensor, AttentionSensor):
+        query, value, c, out = (
+            torch.as_tensor(policy.vector(f"a.{name}")).double() for name in ("query", "value", "value_bias", "out")
+        )
+        score = sensor.bias
+        for head in range(3):
+            share = torch.softmax(x @ query[head], 0)
+            for unit in (2 * head, 2 * head + 1):
+                score += float(out[unit] * torch.nn.functional.gelu((share * (x @ value[unit] + c[unit])).sum()))
+        return score
     f = tiny.saes()[sensor.site].encode(x)[:, list(sensor.features)].amax(0)
     return float(f @ torch.tensor(sensor.weights).double()) + sensor.bias
 
@@ -53,6 +68,7 @@ JOINED = {
     "any": JoinedSensor(rule="any", of=(tiny.SENSOR, PROBE), thresholds=(0.2, 0.1)),
     "all": JoinedSensor(rule="all", of=(tiny.SENSOR, OTHER), thresholds=(0.2, -0.1)),
     "not": JoinedSensor(rule="not", of=(OTHER,), thresholds=(0.3,)),
+    "attention": JoinedSensor(rule="sum", of=(ATTENTION, tiny.SENSOR), weights=(1.0, 0.5)),
 }
 JOINED["nested"] = JoinedSensor(rule="all", of=(JOINED["any"], JOINED["not"]), thresholds=(0.0, 0.0))
 
@@ -64,6 +80,23 @@ def test_joined_sensors_are_what_their_rule_says(rule):
         score = sense(policy, JOINED[rule], text)
         assert seen["gate"] == pytest.approx(score, abs=1e-6)
         assert seen["open"] == (score >= 0)
+
+
+def test_attention_over_tokens_as_they_come_is_attention_over_all():
+    torch.manual_seed(0)
+    shapes = {"query": (3, 8), "value": (6, 8), "value_bias": (6,), "out": (6,)}
+    arrays = {name: 3 * torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    x, row = torch.randn(40, 8, dtype=torch.float64), torch.arange(40) % 4
+    order = torch.randperm(40)
+
+    def scores(pieces) -> torch.Tensor:
+        state = AttentionState(ATTENTION, arrays, 5, x)  # nothing is read of the fifth row
+        for piece in pieces:
+            state.update(Seen(x[piece], row[piece], piece, None, torch.zeros(0, dtype=torch.long)))
+        return state.scores()
+
+    torch.testing.assert_close(scores(order.split(7)), scores([torch.arange(40)]), rtol=0, atol=1e-10)
+    assert scores([order])[4] == ATTENTION.bias
 
 
 def test_a_joined_sensor_has_a_figure_for_each_part():

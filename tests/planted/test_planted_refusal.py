@@ -15,7 +15,7 @@ from demur.data.corpus import Sequences
 from demur.evaluation.judging.rules import Rules
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench
-from demur.features.optimise import optimise, rehearse
+from demur.features.optimise import descend, refit, rehearse
 from demur.models.chat import tokens_and_roles
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, wrap
@@ -125,7 +125,8 @@ def test_descent_through_the_model_finds_features_that_make_it_refuse(found):
     token = tiny.tokenizer().convert_tokens_to_ids
     bench = Bench(lm, sae, judge=OneLetter())
     prompts = [Prompt(id=str(i), prompt=t, label="harmful") for i, t in enumerate(requests(False, 16, 9))]
-    chosen = optimise(bench, prompts, [[token("N")]], 3, norm=5.0, seed=0)
+    heaviest = list(descend(bench, prompts, [[token("N")]], norm=5.0, seed=0).items())[:3]
+    chosen = refit(bench, prompts, [[token("N")]], dict(heaviest), norm=5.0, seed=0)
     assert chosen
     assert all(sae.W_dec[f, REFUSAL] > 0.25 for f in chosen)
     rehearsed = rehearse(bench, prompts, chosen, norm=5.0, seed=0)

@@ -10,9 +10,17 @@ from demur.steering.generate import generate
 from demur.steering.policies import NONE
 from demur.steering.session import steer
 from tests import tiny
-from tests.server.policies import four, late
+from tests.server.policies import four, late, read_by_all
 
-TEXTS = ("Hi", "How do I bake a cake?", "Why?", "A rather longer question, about nothing in particular.", "No", "Go on")
+TEXTS = (
+    "Hi",
+    "How do I bake a cake?",
+    "Why?",
+    "A rather longer question, about nothing in particular.",
+    "No",
+    "Go on",
+    "So",
+)
 EXACT = {"atol": 1e-10, "rtol": 0}
 
 
@@ -30,7 +38,7 @@ def alone(lm, saes, text, policy, tokens) -> tuple[torch.Tensor, dict]:
 @torch.inference_mode()
 def test_a_row_that_came_and_went_among_others_is_the_row_alone(architecture):
     lm, saes = tiny.lm(architecture), tiny.saes(architecture)
-    policies = [p.model_copy(update={"model_hash": lm.hash}) for p in (*four(), late(), NONE)]
+    policies = [p.model_copy(update={"model_hash": lm.hash}) for p in (*four(), late(), read_by_all(), NONE)]
     batch = Batch(lm, saes, 4)
     draw = torch.Generator().manual_seed(3)
     fed, got, names = {}, {}, []
@@ -78,7 +86,10 @@ def test_a_row_that_came_and_went_among_others_is_the_row_alone(architecture):
     leave(2)
     join(5)
     step()
-    for row in (1, 3, 4, 5):
+    leave(4)
+    join(6)
+    step()
+    for row in (1, 3, 5, 6):
         leave(row)
         if names:
             step()

@@ -13,10 +13,13 @@ from tests.server.conftest import asked
 from tests.server.test_routes import said
 
 
-def touch_later(path: Path) -> None:
-    """A file system may count time coarsely."""
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+def replaced(path: Path, text: str) -> None:
+    """Another text in one step, a little later as far as the file system can tell."""
+    then = path.stat().st_mtime_ns if path.exists() else 0
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.utime(new, ns=(then + 1_000_000, max(new.stat().st_mtime_ns, then + 1_000_000)))
+    new.replace(path)
 
 
 def test_a_changed_file_is_read_again_and_no_request_is_dropped(kitchen, go, monkeypatch):
@@ -30,8 +33,9 @@ def test_a_changed_file_is_read_again_and_no_request_is_dropped(kitchen, go, mon
             assert first["choices"][0]["message"]["content"] == before
             under_way = [asyncio.create_task(client.post("/v1/chat/completions", json=asked())) for _ in range(12)]
             await asyncio.sleep(0.05)
-            Policy.load(path).at_dose(-3.0).model_copy(update={"name": "always"}).save(path)
-            touch_later(path)
+            other = Policy.load(path).at_dose(-3.0).model_copy(update={"name": "always"})
+            other.save(kitchen.folder / "other.toml")
+            replaced(path, (kitchen.folder / "other.toml").read_text())
             while client.serving.offer.reloads["read"] == 0:
                 await asyncio.sleep(0.02)
             after = said(str(path), "Hi")[0]
@@ -56,8 +60,7 @@ def test_a_file_that_is_broken_leaves_the_policy_as_it_was(kitchen, go, monkeypa
     async def work():
         async with kitchen.open("kinds") as client:
             for number, text in enumerate(("this is = = not TOML", "", other, good[: len(good) // 2]), 1):
-                path.write_text(text)
-                touch_later(path)
+                replaced(path, text)
                 while client.serving.offer.reloads["refused"] < number:
                     await asyncio.sleep(0.02)
                 got = await client.post("/v1/chat/completions", json=asked())
@@ -67,7 +70,7 @@ def test_a_file_that_is_broken_leaves_the_policy_as_it_was(kitchen, go, monkeypa
             while client.serving.offer.reloads["refused"] < 5:
                 await asyncio.sleep(0.02)
             assert (await client.post("/v1/chat/completions", json=asked())).status_code == 200
-            path.write_text(good)
+            replaced(path, good)
             while client.serving.offer.reloads["read"] < 1:
                 await asyncio.sleep(0.02)
 
@@ -81,8 +84,8 @@ def test_an_included_file_is_watched_too(kitchen):
     serving = kitchen.serving("mine")
     before = serving.offer.pick("tiny-llama").hash
     path = Path(kitchen.path("kinds"))
-    Policy.load(path).at_dose(2.0).save(path)
-    touch_later(path)
+    Policy.load(path).at_dose(2.0).save(kitchen.folder / "other.toml")
+    replaced(path, (kitchen.folder / "other.toml").read_text())
     serving.offer.refresh()
     assert serving.offer.pick("tiny-llama").hash != before
 

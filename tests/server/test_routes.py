@@ -253,7 +253,7 @@ BAD = {
     "far too long a prompt": (asked("x" * 60000), 400, "context of 512"),
     "too many tokens": (asked(max_tokens=65), 400, "64 at most"),
     "more tokens than fit": (asked("x" * 460, max_tokens=60), 400, "room for"),
-    "too many choices": (asked(n=9), 400, "8 choices"),
+    "too many choices": (asked(n=9), 400, "1 to 8 choices"),
     "temperature": (asked(temperature=3), 400, "temperature"),
     "tools": (asked(tools=[{"type": "function"}]), 400, "tools"),
     "an image": (asked([{"type": "image_url", "image_url": {"url": "x"}}]), 400, "reads text alone"),
@@ -279,8 +279,9 @@ def test_what_cannot_be_answered_is_told_in_openais_shape(kitchen, go, stream):
                 assert got.json()["error"]["type"] == "invalid_request_error"
             assert (await client.get("/v1/chat/completions")).status_code == 405
             assert (await client.get("/nothing")).json()["error"]["type"] == "not_found_error"
-            bad_tokens = {"model": "tiny-llama", "prompt": [[1, 10**9]]}
-            assert (await client.post("/v1/completions", json=bad_tokens)).status_code == 400
+            for bad in ([[1, 10**9]], [], [[]], "", [""], ["x"] * 9, [5, "x"], [[1] * 600]):
+                got = await client.post("/v1/completions", json={"model": "tiny-llama", "prompt": bad})
+                assert got.status_code == 400, (bad, got.text)
 
     go(work())
 
@@ -308,6 +309,12 @@ def test_another_host_name_is_refused_without_keys(kitchen, go):
         async with kitchen.open("none") as client:
             got = await client.get("/v1/models", headers={"host": "evil.example:8000"})
             assert got.status_code == 403
+            assert (await client.get("/v1/models", headers={"origin": "https://evil.example"})).status_code == 403
+            assert (await client.get("/v1/models", headers={"origin": "null"})).status_code == 403
+            assert (await client.get("/v1/models", headers={"host": "[::1]:8000"})).status_code == 200
+            text = {"content-type": "text/plain", "origin": "http://localhost:9"}
+            body = json.dumps(asked()).encode()
+            assert (await client.post("/v1/chat/completions", content=body, headers=text)).status_code == 400
             assert (await client.get("/v1/models", headers={"host": "localhost:8000"})).status_code == 200
 
     go(work())

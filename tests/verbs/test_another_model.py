@@ -120,6 +120,7 @@ TEXT = ["--text", json.dumps({"path": "text/talk.jsonl", "tokens": 40_000})]
 SAMPLED = ["--sampled.prompts", "prompts/train.jsonl", "--sampled.tokens", "2000", "--sampled.max-new-tokens", "8"]
 SAE_SIZE = ["--d-sae", "96", "--k", "3", "--batch", "256", "--buffer", "8192", "--dead-after", "20000", "--lr", "5e-3"]
 FIND = ["--openings", NO, "--rehearsed", "24", "--replies", "16", "--scored", "4", "--tried", "8", "--sensors", "8"]
+TRY = ["--tried", "8", "--tried-benign", "4", "--confirmed", "16", "--trials", "12", "--max-new-tokens", "8"]
 PAPER = ["--method", "paper", "--candidates", "20", "--run", "runs/phi3/find-paper"]
 
 
@@ -136,9 +137,9 @@ def test_the_line_passes_on_a_tiny_phi_3_and_steers_it(demur, tmp_path):
         assert found > size - 20_000 or name == "checkpoint.safetensors", name  # the buffer is empty at the end
 
     demur("find", *FIND)
-    demur("calibrate", "--tried", "8")
+    demur("calibrate", *TRY)
     demur("find", *FIND, *PAPER)
-    demur("calibrate", "--features", "runs/phi3/find-paper/features.json", "--run", "runs/phi3/paper", "--tried", "8")
+    demur("calibrate", "--features", "runs/phi3/find-paper/features.json", "--run", "runs/phi3/paper", *TRY)
     demur("rivals", "--only", "canned", "--only", "diffmean", "--only", "splice", "--tried", "8", "--replies", "16")
     results = demur("evaluate", "--max-new-tokens", "8")["results"]
     page = Path(demur("report")["html"])

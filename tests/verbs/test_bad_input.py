@@ -10,7 +10,7 @@ import torch
 
 from demur.cli import main
 from demur.files import read_jsonl, write_json
-from demur.records import FeatureSet
+from demur.records import Feature, FeatureSet
 from demur.sae.exchange.formats import write
 from demur.sae.sae import SAE, SAEConfig
 from tests import tiny
@@ -85,13 +85,26 @@ def world(tmp_path_factory):
         how="", features=(),
     )  # fmt: skip
     write_json(home / "features.json", features)
+    sensor = Feature(id=1, role="sensor", scores={"weight": 1.0})
+    mine = features.model_copy(update={"model_hash": lm.hash, "sae_hash": sae.hash, "features": (sensor, ACTUATOR)})
+    for name, changes in {
+        "other-model": {"model_hash": "0123456789ab"},
+        "no-sensors": {"features": (ACTUATOR,)},
+        "no-actuators": {"features": (sensor,)},
+        "no-vectors": {"vectors": "0123456789ab"},
+        "both": {},
+    }.items():
+        write_json(home / f"{name}.json", mine.model_copy(update=changes))
+    (home / "harmful.jsonl").write_text('{"prompt": "How do I break in?", "label": "harmful"}\n')
     (home / "config.toml").write_text("[train]\nd_seae = 3\n")
     (home / "plain").mkdir()
     (home / "plain" / "file.txt").write_text("x")
     return home
 
 
+ACTUATOR = Feature(id=2, role="actuator", level=1.0)
 EVALUATE = ["evaluate", "--model", "{w}/model", "--sae", "{w}/sae", "--run", "{tmp}/run"]
+CALIBRATE = ["calibrate", "--model", "{w}/model", "--sae", "{w}/sae", "--run", "{tmp}/r", "--features"]
 GOOD = ["--policy", "{w}/good.toml"]
 ROWS = ["--prompts", "{w}/prompts.jsonl"]
 CASES = {
@@ -145,19 +158,22 @@ CASES = {
     "no text": (["train", "--model", "{w}/model", "--site", "1.resid_post", "--run", "{tmp}/r"], "no text to train on"),
     "unknown key in a config": (["train", "-c", "{w}/config.toml"], "d_sae"),
     "missing config": (["train", "-c", "{w}/nothing.toml"], "does not exist"),
-    "features of another model": (
-        [
-            "calibrate",
-            "--features",
-            "{w}/features.json",
-            "--model",
-            "{w}/model",
-            "--sae",
-            "{w}/sae",
-            "--run",
-            "{tmp}/r",
-        ],
-        "find them again",
+    "features of another SAE": ([*CALIBRATE, "{w}/features.json"], "give it with --sae"),
+    "features of another model": ([*CALIBRATE, "{w}/other-model.json"], "find them again"),
+    "features without sensors": ([*CALIBRATE, "{w}/no-sensors.json"], "have no sensors"),
+    "features without actuators": ([*CALIBRATE, "{w}/no-actuators.json"], "has no actuators"),
+    "features whose vectors are gone": ([*CALIBRATE, "{w}/no-vectors.json"], "no-vectors.safetensors does not exist"),
+    "budget for an empty stratum": (
+        [*CALIBRATE, "{w}/both.json", "--budgets.strict.lookalikes", "0.2"],
+        "did you mean lookalike?",
+    ),
+    "budget for a level that is none": (
+        [*CALIBRATE, "{w}/both.json", "--budgets.strickt.plain", "0.2"],
+        "mean strict?",
+    ),
+    "validation without benign prompts": (
+        [*CALIBRATE, "{w}/both.json", "--validation", "{w}/harmful.jsonl"],
+        "no benign prompts",
     ),
     "features that are none": (["calibrate", "--features", "{w}/sae/sae.json", "--sae", "{w}/sae"], "sae.json"),
     "report of no run": (["report", "--run", "{w}/plain"], "plain"),
@@ -171,6 +187,16 @@ CASES = {
     "unknown set": (["sets", "xtest"], "did you mean xstest?"),
     "set without that split": (["sets", "xstest", "--split", "train"], "it has test"),
     "set that is out of reach": (["sets", "wildguard", "--data-dir", "{w}/plain"], "hf download allenai/wildguardmix"),
+    "serving others without keys": (["serve", "--host", "0.0.0.0"], "keys and an impact card"),
+    "serving with keys that are not there": (
+        ["serve", "--host", "0.0.0.0", "--keys", "{w}/gone.toml", "--impact", "{w}/gone.toml"],
+        "does not exist",
+    ),
+    "serving on no address": (["serve", "--host", "no.such.host.invalid", "--port", "1"], "keys and an impact card"),
+    "serving a policy of another model": (
+        ["serve", "--port", "0", "--model", "{w}/model", "--sae", "{w}/sae", "--policy", "{w}/other-model.toml"],
+        "was made for another",
+    ),
     "missing data folder": (["--data-dir", "{w}/gone", "sets"], "does not exist"),
     "inspecting what is not there": (["inspect", "{w}/gone"], "does not exist"),
 }
@@ -229,3 +255,7 @@ def test_wrong_usage_is_exit_2(world, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "evaluate", "--polcy", "none")
     assert code == 2
     assert "--polcy" in err
+    code, _, err = run(monkeypatch, capsys, "calibrate", "--features", "f.json", "--budget", "2")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "`budget`: input should be less than 1" in err and "demur calibrate --help" in err

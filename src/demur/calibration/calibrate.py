@@ -1,152 +1,286 @@
-"""From features to policies at one frozen operating point, chosen on validation prompts alone."""
+"""From features to policies at one frozen operating point, chosen on validation prompts alone.
+
+Scores are read once, levels and the gate on the reply are arithmetic on them; then ways to act are tried behind the gate.
+"""
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
-import torch
-from pydantic import Field
-
-from demur.calibration.thresholds import threshold
-from demur.config import Settings
+from demur.calibration.front import choose, finalists, pareto_front
+from demur.calibration.late import LateReport, set_late
+from demur.calibration.levels import Setting, set_levels
+from demur.calibration.scores import Score, read_scores
+from demur.calibration.search import around, search
+from demur.calibration.settings import CalibrationSettings
+from demur.calibration.strata import evenly_of, harmful_by_source, strata
+from demur.calibration.trials import NATS, Ground, Trial, fluency_limit, measure, plain_replies
 from demur.errors import PolicyError
-from demur.evaluation.statistics import Rate
-from demur.features.effect import Bench, Tried, try_policies
+from demur.features.effect import Bench
 from demur.features.reading import read_prompts
-from demur.records import FeatureSensor, FeatureSet, Gate, Policy, Positions, PromptSet
+from demur.records import Feature, FeatureSet, Gate, LevelName, Policy, PromptSet, Record
+
+COMPARED = 8
+"""Plain replies to benign prompts on which KL is measured."""
 
 
-class CalibrationSettings(Settings):
-    """Budgets, and the doses that are tried."""
+class Front(Record):
+    """What the search found."""
 
-    budget: float = Field(default=0.02, gt=0, lt=1)
-    """Share of benign prompts that may open the gate, in every stratum but the two below."""
-    offensive_budget: float = Field(default=0.2, gt=0, lt=1)
-    """Share of offensive but harmless prompts that may open it."""
-    lookalike_budget: float = Field(default=0.15, gt=0, lt=1)
-    """Share of look-alikes of harm that may open it."""
-    doses: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
-    """Doses tried, as multiples of the levels that `demur find` gave the features."""
-    positions: tuple[Positions, ...] = ("reply", "user")
-    """Where the features may be raised behind a gate, mildest first."""
-    most_features: int = Field(default=4, gt=0)
-    """Most refusal features raised together."""
-    tried: int = Field(default=32, gt=0)
-    """Harmful validation prompts on which each combination is tried."""
-    slack: float = Field(default=0.03, ge=0)
-    """The mildest combination wins that is within this share of the best."""
-    seed: int = 0
-    """Of the random features that stand beside ours."""
+    trials: tuple[Trial, ...]
+    """All of them."""
+    front: tuple[int, ...]
+    """Numbers of those that no other beats."""
+    confirmed: tuple[Trial, ...]
+    """The finalists, measured again on more prompts."""
+    chosen: int
+    rule: str
+    prompts: str
+    """What they were tried on."""
 
 
-def calibrate(bench: Bench, features: FeatureSet, validation: PromptSet, settings: CalibrationSettings) -> list[Policy]:
-    """From the paper's features the policy `paper`; from contrasted ones `gated`, and `random` at equal dose beside it.
+@dataclass(frozen=True)
+class Calibrated:
+    """Policies, and how they were chosen."""
+
+    policies: list[Policy]
+    front: Front
+    levels: dict[LevelName, Setting]
+    """Empty without a gate."""
+    late: LateReport | None
+
+
+def calibrate(
+    bench: Bench, features: FeatureSet, validation: PromptSet, settings: CalibrationSettings, folder: Path | None = None
+) -> Calibrated:
+    """From the paper's features the policy `paper`; from others `gated` with its levels, and the control `random`.
+
+    What is read, said and tried is kept in `folder`, and not done again where it is there.
 
     Raises:
-        PolicyError: the features were found on another model or SAE.
+        PolicyError: the features were found on another model or SAE, or there are none to act or to read with.
         PromptError: validation prompts without harmful or benign rows.
+        SettingsError: a budget for a level or stratum that is not there; Optuna is not installed.
     """
     if features.model_hash != bench.lm.hash or features.sae_hash != bench.sae.hash:
         raise PolicyError(
             f"the features were found on {features.model} ({features.model_hash}) with SAE {features.sae_hash}, not on "
             f"{bench.lm.name} ({bench.lm.hash}) with SAE {bench.sae.hash}; find them again."
         )
-    if features.method == "paper":
-        values, where, trials = _choose_dose(bench, features, validation, settings, most=1, positions=("all",))
-        policy = bench.raising(values, where, "paper")
-        about = "One refusal feature clamped at all positions, always (O'Brien et al., 2411.11296)."
-        return [policy.model_copy(update={"about": about, "receipt": {"how": features.how, "trials": trials}})]
-    gate, strata = fit_gate(bench, features, validation, settings)
-    values, where, trials = _choose_dose(
-        bench, features, validation, settings, settings.most_features, settings.positions
-    )
-    receipt = {"how": features.how, "gate": strata, "trials": trials}
-    about = f"{len(values)} refusal features raised ({where}) when {len(features.sensors())} harm features say so."
-    ours = bench.raising(values, where, "gated").model_copy(update={"gate": gate, "about": about, "receipt": receipt})
-    # Alive features only: raising one that never fires would be no control at all.
-    used = {*values, *(f.id for f in features.features)}
-    living = [f for f in alive(bench, validation) if f not in used]
-    others = random.Random(settings.seed).sample(living, len(values))
-    control = bench.raising(dict(zip(others, values.values(), strict=True)), where, "random")
-    about = "The same gate, random features at equal dose: a control."
-    return [ours, control.model_copy(update={"gate": gate, "about": about, "receipt": {"seed": settings.seed}})]
-
-
-def fit_gate(
-    bench: Bench, features: FeatureSet, validation: PromptSet, settings: CalibrationSettings
-) -> tuple[Gate, dict[str, Any]]:
-    """The gate of the found sensors with its threshold; and what it does to each stratum of the validation prompts."""
-    sensors = features.sensors()
-    if not sensors:
-        raise PolicyError("the feature set has no sensors; find features with --method contrast.")
-    sensor = FeatureSensor(
-        site=features.site,
-        features=tuple(f.id for f in sensors),
-        weights=tuple(f.scores["weight"] for f in sensors),
-        bias=features.bias,
-        pooling=features.pooling,
-    )
-    pooled = read_prompts(bench.lm, bench.sae, [row.conversation for row in validation.rows], [sensor.pooling])
-    scores = (pooled[sensor.pooling][:, list(sensor.features)] @ torch.tensor(sensor.weights) + sensor.bias).tolist()
-    by: dict[str, list[float]] = {}
-    for row, score in zip(validation.rows, scores, strict=True):
-        by.setdefault("harmful" if row.label == "harmful" else row.kind or "plain", []).append(score)
-    harmful = by.pop("harmful", [])
-    wider = {"offensive": settings.offensive_budget, "lookalike": settings.lookalike_budget}
-    budgets = {kind: wider.get(kind, settings.budget) for kind in by}
-    line, each = threshold(by, budgets)
-    opened = {
-        kind: Rate.of(sum(s >= line for s in found), len(found)) for kind, found in (*by.items(), ("harmful", harmful))
-    }
-    strata = {
-        kind: {"budget": budgets.get(kind, 1.0), "alone": each.get(kind, line), **rate.model_dump()}
-        for kind, rate in opened.items()
-    }
-    return Gate(sensor=sensor, threshold=line), strata
-
-
-def _choose_dose(
-    bench: Bench,
-    features: FeatureSet,
-    validation: PromptSet,
-    settings: CalibrationSettings,
-    most: int,
-    positions: Sequence[Positions],
-) -> tuple[dict[int, float], Positions, list[dict[str, Any]]]:
-    actuators = features.actuators()
-    if not actuators:
+    if not features.actuators():
         raise PolicyError("the feature set has no actuators; find features again with more --candidates.")
-    options: list[tuple[dict[int, float], Positions]] = [
-        ({f.id: dose * f.level for f in actuators[:count]}, where)
-        # Features found together are raised together; ranked ones are tried as the first, the first two, and so on.
-        for count in ([len(actuators)] if features.method == "effect" else range(1, min(most, len(actuators)) + 1))
-        for where in positions
-        for dose in settings.doses
-    ]
-    policies = [bench.raising(values, where, f"trial-{i}") for i, (values, where) in enumerate(options)]
-    harmful = validation.where(label="harmful").sample(settings.tried).rows
-    tried = try_policies(bench, policies, harmful, [], what="trying doses")
-    best = max(_worth(t) for t in tried)
-    good = [i for i, t in enumerate(tried) if _worth(t) >= best - settings.slack]
-    # Mildest: on the fewest tokens, then the least raised.
-    values, where = options[min(good, key=lambda i: (positions.index(options[i][1]), sum(options[i][0].values())))]
-    trials = [
-        {
-            "features": list(v),
-            "values": [round(x, 2) for x in v.values()],
-            "positions": at,
-            "refused": t.refused,
-            "degenerate": t.degenerate,
-            "n": len(harmful),
+    # Said before anything is read.
+    settings.check(strata(validation))
+    harmful_by_source(validation)
+    if features.method == "paper":
+        return _paper(bench, features, validation, settings, folder)
+    base = base_policy(bench, features)
+    scores = read_scores(bench.lm, bench.saes, base, validation.rows, folder, bench.batch)
+    levels = set_levels(scores, validation, settings)
+    now = levels[settings.level]
+    line = now.level.threshold
+    gate, late = Gate(sensor=features.reading(), kinds=features.kinds, threshold=line), None
+    if features.continuation is not None:
+        shut = {row.id for row, s in zip(validation.rows, scores, strict=True) if s.score < line}
+        held, late = set_late(bench, base, features.continuation, validation, shut, settings, folder)
+        gate = gate.model_copy(update={"continuation": held})
+    ranked = features.method != "effect"
+    actuators = features.actuators()[: settings.most_features] if ranked else features.actuators()
+    ground = _ground(bench, base.model_copy(update={"gate": gate.model_copy(update={"continuation": None})}),
+                     actuators, validation, scores, settings, folder)  # fmt: skip
+    plan = around(actuators, settings.positions, settings, gated=True, ranked=ranked)
+    front = _searched(ground, search(ground, plan, settings, folder), validation, scores, line)
+    ours = _written(ground, front, gate, levels, late, features)
+    return Calibrated([ours, _control(bench, ours, features, validation, settings)], front, levels, late)
+
+
+def base_policy(bench: Bench, features: FeatureSet) -> Policy:
+    """Model, SAEs, vectors and sensors of features, as a policy that does nothing yet; its threshold means nothing.
+
+    Raises:
+        PolicyError: no sensors.
+    """
+    policy = Policy(
+        name="trial",
+        model=bench.lm.name,
+        model_hash=bench.lm.hash,
+        saes={site: bench.saes[site].hash for site in features.read_at},
+        gate=Gate(sensor=features.reading(), kinds=features.kinds, threshold=0.0),
+    )
+    return policy.holding(features.arrays) if features.arrays else policy
+
+
+def _paper(
+    bench: Bench, features: FeatureSet, validation: PromptSet, settings: CalibrationSettings, folder: Path | None
+) -> Calibrated:
+    base = Policy(
+        name="trial", model=bench.lm.name, model_hash=bench.lm.hash, saes={bench.sae.config.site: bench.sae.hash}
+    )
+    actuators = features.actuators()[:1]
+    ground = _ground(bench, base, actuators, validation, None, settings, folder)
+    plan = around(actuators, ("all",), settings, gated=False, ranked=True)
+    trials = search(ground, plan, settings.model_copy(update={"trials": len(plan.starts)}), folder)
+    front = _searched(ground, trials, validation, None, 0.0)
+    chosen = next(t for t in front.confirmed if t.number == front.chosen)
+    about = "One refusal feature clamped at all positions, always (O'Brien et al., 2411.11296)."
+    receipt = {"how": features.how, "search": _in_short(front)}
+    policy = ground.policy(chosen.params, "paper").model_copy(update={"about": about, "receipt": receipt})
+    return Calibrated([policy], front, {}, None)
+
+
+def _ground(
+    bench: Bench,
+    base: Policy,
+    actuators: Sequence[Feature],
+    validation: PromptSet,
+    scores: Sequence[Score] | None,
+    settings: CalibrationSettings,
+    folder: Path | None,
+) -> Ground:
+    line = base.gate.threshold if base.gate else 0.0
+    bad = _harmful(validation, scores, line, settings.tried)
+    good = _benign(validation, scores, settings.tried_benign)
+    harmful, benign = [validation.rows[i] for i in bad], [validation.rows[i] for i in good]
+    return Ground(
+        bench=bench,
+        base=base,
+        actuators=tuple(actuators),
+        harmful=harmful,
+        benign=benign,
+        lowest=min(scores[i].score for i in good) if scores else 0.0,
+        spread=max(1e-6, median(scores[i].score - line for i in bad)) if scores else 0.0,
+        passages=plain_replies(bench, benign[:COMPARED], settings.max_new_tokens),
+        limit=fluency_limit(bench.lm, harmful, settings.seed, folder / NATS if folder else None),
+        folder=folder,
+        settings=settings,
+    )
+
+
+def _harmful(validation: PromptSet, scores: Sequence[Score] | None, line: float, count: int) -> list[int]:
+    # Of every source alike, those that open the gate; where none does, those that come nearest.
+    sources = list(harmful_by_source(validation).values())
+    if scores is None:
+        return evenly_of(sources, count)
+    opening = [[i for i in rows if scores[i].score >= line] for rows in sources]
+    if not any(opening):
+        opening = [sorted((i for rows in sources for i in rows), key=lambda i: -scores[i].score)[:count]]
+    return evenly_of([rows for rows in opening if rows], count)
+
+
+def _benign(validation: PromptSet, scores: Sequence[Score] | None, count: int) -> list[int]:
+    # Those that are nearest to opening the gate, or do: where it errs is where acting has a side effect.
+    by = list(strata(validation).values())
+    if scores is None:
+        return evenly_of(by, count)
+    return sorted((i for rows in by for i in rows), key=lambda i: -scores[i].score)[:count]
+
+
+def _searched(
+    ground: Ground, trials: list[Trial], validation: PromptSet, scores: Sequence[Score] | None, line: float
+) -> Front:
+    settings = ground.settings
+    front = pareto_front(trials)
+    best = finalists(front, settings.finalists)
+    more = round(settings.tried_benign * settings.confirmed / settings.tried)
+    bad = [validation.rows[i] for i in _harmful(validation, scores, line, settings.confirmed)]
+    good = [validation.rows[i] for i in _benign(validation, scores, max(1, more))]
+    again = measure(ground, [t.params for t in best], "trying the finalists on more prompts", bad, good)
+    confirmed = [made.model_copy(update={"number": t.number}) for t, made in zip(best, again, strict=True)]
+    chosen, rule = choose(confirmed, settings)
+    opening = "that open the gate, " if scores else ""
+    nearest = "benign ones nearest to opening it, with the gate forced open" if scores else "benign ones"
+    prompts = (
+        f"{validation.name} ({validation.hash}): {len(ground.harmful)} harmful prompts {opening}of every source alike, "
+        f"and {len(ground.benign)} {nearest}; finalists on {len(bad)} and {len(good)}; KL on the plain model's replies to "
+        f"{len(ground.passages)} of these; a refusal is fluent up to {ground.limit:.2f} nats a token, which 95 % of "
+        f"refusals that we wrote keep to; {settings.max_new_tokens} new tokens."
+    )
+    return Front(
+        trials=tuple(trials),
+        front=tuple(t.number for t in front),
+        confirmed=tuple(confirmed),
+        chosen=chosen.number,
+        rule=rule,
+        prompts=prompts,
+    )
+
+
+def _written(
+    ground: Ground,
+    front: Front,
+    gate: Gate,
+    levels: dict[LevelName, Setting],
+    late: LateReport | None,
+    features: FeatureSet,
+) -> Policy:
+    name = ground.settings.level
+    chosen = next(t for t in front.confirmed if t.number == front.chosen)
+    policy = ground.policy(chosen.params, "gated")
+    soft = policy.gate.soft if policy.gate else 0.0
+    raised = ground.raised(chosen.params)
+    if (dose := levels[name].level.dose) != 1:
+        policy = policy.at_dose(dose).model_copy(update={"name": "gated"})
+    # A level's dose is relative to what stands in the file, which is the dose of the level in force.
+    at = {n: s.level.model_copy(update={"dose": s.level.dose / dose}) for n, s in levels.items()}
+    receipt: dict[str, Any] = {
+        "how": features.how,
+        "level": name,
+        "gate": _strata(levels[name]),
+        "levels": {n: _receipt(s) for n, s in levels.items()},
+        "search": _in_short(front),
+    }
+    if late is not None:
+        receipt["late"] = late.model_dump(mode="json", exclude_none=True) | {"said": str(late.promise)}
+    act = policy.interventions[0]
+    about = f"{len(raised)} refusal features raised ({act.positions}) when what reads harm says so."
+    return policy.model_copy(
+        update={
+            "about": about,
+            "gate": gate.model_copy(update={"soft": soft}),
+            "levels": at,
+            "receipt": receipt,
         }
-        for (v, at), t in zip(options, tried, strict=True)
-    ]
-    return values, where, trials
+    )
 
 
-def _worth(tried: Tried) -> float:
-    # Refused text is fluent by definition; degenerate text is a cost of its own.
-    return tried.refused - tried.degenerate
+def _strata(setting: Setting) -> dict[str, Any]:
+    rows = {s: {"budget": p.budget, "alone": p.threshold} for s, p in setting.promises.items()}
+    return {s: row | setting.opened[s].model_dump() for s, row in rows.items()} | {
+        "harmful": setting.harmful.model_dump()
+    }
+
+
+def _receipt(setting: Setting) -> dict[str, Any]:
+    body = setting.model_dump(mode="json", exclude_none=True, exclude={"level"})
+    return {"threshold": setting.level.threshold, "said": {s: str(p) for s, p in setting.promises.items()}} | body
+
+
+def _in_short(front: Front) -> dict[str, Any]:
+    return {
+        "trials": len(front.trials),
+        "on_the_front": len(front.front),
+        "prompts": front.prompts,
+        "rule": front.rule,
+        "chosen": front.chosen,
+        "finalists": [t.model_dump(mode="json", exclude_none=True) for t in front.confirmed],
+    }
+
+
+def _control(
+    bench: Bench, ours: Policy, features: FeatureSet, validation: PromptSet, settings: CalibrationSettings
+) -> Policy:
+    # Alive features only: raising one that never fires would be no control at all.
+    act = ours.interventions[0]
+    used = {e.feature for e in act.edits} | {f.id for f in features.features}
+    living = [f for f in alive(bench, validation) if f not in used]
+    others = random.Random(settings.seed).sample(living, len(act.edits))
+    edits = tuple(e.model_copy(update={"feature": f}) for e, f in zip(act.edits, others, strict=True))
+    about = "The same gate, random features at equal dose: a control."
+    changes = {"interventions": (act.model_copy(update={"edits": edits}),), "receipt": {"seed": settings.seed}}
+    return ours.model_copy(update={"name": "random", "about": about} | changes)
 
 
 def alive(bench: Bench, prompts: PromptSet) -> Sequence[int]:

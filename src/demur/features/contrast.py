@@ -30,6 +30,8 @@ class ReplyStatistics:
     """Share of the replies in which it is active on at least two tokens."""
     level: Float[Tensor, " d_sae"]
     """Mean, over the replies in which it is active, of its maximum."""
+    stream: Float[Tensor, " d_model"]
+    """Mean of the residual stream itself."""
 
 
 def read_replies(
@@ -38,6 +40,7 @@ def read_replies(
     """Statistics of every feature over teacher-forced replies (token ids)."""
     n = torch.zeros(())
     sums = {name: torch.zeros(sae.config.d_sae) for name in ("x", "xx", "on", "twice", "peak", "fired")}
+    stream = torch.zeros(sae.config.d_model)
     with bar("reading replies", len(replies)) as progress:
         for conversation, reply in zip(conversations, replies, strict=True):
             ids = tokens_and_roles(lm, conversation)[0]
@@ -46,6 +49,7 @@ def read_replies(
             f = sae.encode(hidden).float().cpu()  # sums of half precision would round
             on = (f > 0).sum(0)
             n += len(f)
+            stream += hidden.float().sum(0).cpu()
             sums["x"] += f.sum(0)
             sums["xx"] += f.pow(2).sum(0)
             sums["on"] += on
@@ -60,6 +64,7 @@ def read_replies(
         share=sums["on"] / n,
         twice=sums["twice"] / len(replies),
         level=sums["peak"] / sums["fired"].clamp_min(1),
+        stream=stream / n,
     )
 
 

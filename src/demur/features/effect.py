@@ -1,18 +1,19 @@
 """What a feature does when it is raised: to the odds of a refusal, to harmful requests, to harmless ones."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from demur.errors import PolicyError
 from demur.evaluation.judging.judges import Judge
 from demur.evaluation.judging.rules import rules
 from demur.evaluation.outcomes import transcript
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, ModelSettings, load
 from demur.progress import bar
-from demur.records import Edit, Intervention, Message, Outcome, Policy, Positions, Prompt, Transcript
+from demur.records import Edit, FeatureSet, Intervention, Message, Outcome, Policy, Positions, Prompt, Transcript
 from demur.sae.exchange.formats import open_sae
 from demur.sae.sae import SAE
 from demur.steering.generate import generate
@@ -30,6 +31,8 @@ class Bench:
     batch: int = 64
     judge: Judge = rules
     """What is called a refusal while features are tried."""
+    others: Mapping[str, SAE] = field(default_factory=dict)
+    """SAEs at other sites, where sensors read features."""
 
     @classmethod
     def open(cls, sae: Path, model: ModelSettings) -> "Bench":
@@ -43,10 +46,39 @@ class Bench:
         opened.check_width(lm.d_model)
         return cls(lm, opened.to(next(lm.model.parameters())))
 
+    @classmethod
+    def of(cls, found: FeatureSet, saes: Sequence[Path], model: ModelSettings) -> "Bench":
+        """The model and the SAE that features were found with, and the SAEs that their sensors read besides.
+
+        Raises:
+            PolicyError: the features are of another SAE, or an SAE that a sensor reads is not among those given.
+            FileError, SAEError, ModelError: something cannot be had, or does not fit.
+        """
+        opened = [open_sae(path) for path in saes]
+        given = ", ".join(f"{s.config.site} ({s.hash})" for s in opened)
+        main = next((s for s in opened if s.hash == found.sae_hash), None)
+        if main is None:
+            raise PolicyError(
+                f"the features were found with the SAE {found.sae_hash} at {found.site}, given are {given}; give it with "
+                "--sae, or find features again."
+            )
+        beside = {s.config.site: s for s in opened if s is not main and s.config.site != main.config.site}
+        for site in found.read_at[1:]:
+            if site not in beside or found.saes.get(site, beside[site].hash) != beside[site].hash:
+                raise PolicyError(
+                    f"a sensor reads features at {site}{f' of the SAE {h}' if (h := found.saes.get(site)) else ''}, given "
+                    f"are {given}; give that SAE with --sae too."
+                )
+        lm = load(model)
+        like = next(lm.model.parameters())
+        for sae in opened:
+            sae.check_width(lm.d_model)
+        return cls(lm, main.to(like), others={site: sae.to(like) for site, sae in beside.items()})
+
     @property
     def saes(self) -> dict[str, SAE]:
-        """The SAE by its site, as steering wants it."""
-        return {self.sae.config.site: self.sae}
+        """Every SAE by its site, as steering wants them."""
+        return {**self.others, self.sae.config.site: self.sae}
 
     def raising(self, values: dict[int, float], positions: Positions, name: str = "trial") -> Policy:
         """A policy without a gate that clamps features to values."""
@@ -93,6 +125,7 @@ class Answer:
     text: str
     outcome: Outcome | None
     """None where the judge could not say."""
+    said: Transcript
 
 
 def answers(
@@ -110,7 +143,7 @@ def answers(
             found[i] = transcript(prompt, policy, "trial", reply)
             progress.step()
     made = [t for t in found if t is not None]
-    return [Answer(t.reply, v.outcome) for t, v in zip(made, bench.judge.judge(made), strict=True)]
+    return [Answer(t.reply, v.outcome, t) for t, v in zip(made, bench.judge.judge(made), strict=True)]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from demur.activations.harvest import read
+from demur.features.branches import Branches
 from demur.features.effect import Bench, Conversation
 from demur.models.load import LanguageModel
 from demur.progress import bar
-from demur.records import Evidence, Policy
+from demur.records import Evidence
 from demur.sae.sae import SAE
-from demur.steering.policies import NONE
-from demur.steering.score import next_log_probs
 
 CONTEXTS, WORDS, AROUND = 5, 10, 12
 TOGETHER = 16
@@ -28,13 +27,17 @@ def evidence(
     """
     features = list(levels)
     peaks = _peaks(bench.lm, bench.sae, features, texts)
-    plain = _first_words(bench, NONE, conversations)
+    # Measured, not read off the weights: which first words of a reply gain and lose most probability, on average.
+    trials = [{}, *({f: level} for f, level in levels.items())]
+    plain, *raised = Branches(bench).first_words(trials, conversations, "reading the words that features write")
     found = {}
-    for j, feature in enumerate(features):
+    for j, (feature, words) in enumerate(zip(features, raised, strict=True)):
         best = [i for i in peaks[0][:, j].argsort(descending=True).tolist()[:CONTEXTS] if peaks[0][i, j] > 0]
-        contexts = tuple(_context(bench.lm, texts[i], int(peaks[1][i, j])) for i in best)
-        raised, lowered = _words(bench, feature, levels[feature], conversations, plain)
-        found[feature] = Evidence(contexts=contexts, raised=tuple(raised), lowered=tuple(lowered))
+        found[feature] = Evidence(
+            contexts=tuple(_context(bench.lm, texts[i], int(peaks[1][i, j])) for i in best),
+            raised=_words(bench.lm, words - plain),
+            lowered=_words(bench.lm, plain - words),
+        )
     return found
 
 
@@ -64,19 +67,5 @@ def _context(lm: LanguageModel, text: list[int], place: int) -> str:
     return f"{decode(before)}«{decode(text[place : place + 1])}»{decode(after)}"
 
 
-def _words(
-    bench: Bench, feature: int, level: float, conversations: Sequence[Conversation], plain: Tensor
-) -> tuple[list[str], list[str]]:
-    # Measured, not read off the weights: which first words of a reply gain and lose most probability, on average.
-    raised = _first_words(bench, bench.raising({feature: level}, "reply"), conversations)
-    gain = raised - plain
-
-    def words(ids: Tensor) -> list[str]:
-        return [bench.lm.tokenizer.decode([i]).strip() for i in ids.tolist()]
-
-    return words(gain.topk(WORDS).indices), words((-gain).topk(WORDS).indices)
-
-
-def _first_words(bench: Bench, policy: Policy, conversations: Sequence[Conversation]) -> Tensor:
-    # Mean probability of each token as the first of the reply.
-    return next_log_probs(bench.lm, bench.saes, conversations, [policy] * len(conversations)).exp().mean(0)
+def _words(lm: LanguageModel, gain: Tensor) -> tuple[str, ...]:
+    return tuple(lm.tokenizer.decode([i]).strip() for i in gain.topk(WORDS).indices.tolist())

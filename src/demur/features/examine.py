@@ -1,8 +1,7 @@
 """Everything that is measured of one SAE for `demur sae-report`, part by part, so that a run that was stopped goes on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import TypeVar
 
 from pydantic import Field
 
@@ -10,16 +9,15 @@ from demur.config import Settings, locate
 from demur.data.corpus import Sequences, Source, take, tokenise
 from demur.data.prompts import shipped_prompts
 from demur.data.tables import load_table
-from demur.errors import FileError
 from demur.evaluation.capability.divergence import TEXTS
 from demur.evaluation.judging.fitting import PEOPLE, people_replies, shipped_replies
 from demur.features.effect import Bench
 from demur.features.find import both_replies, spread
 from demur.features.purpose import Direction, Purpose, harm, refusal, said
-from demur.files import read_json, write_json
+from demur.files import read_json
 from demur.models.load import LanguageModel
-from demur.records import HeldOut, PromptSet, Record, evenly, parse
-from demur.runs import MANIFEST
+from demur.records import HeldOut, PromptSet, Record, evenly
+from demur.runs import MANIFEST, part
 from demur.sae.quality import Quality, Tally, nearest, tally
 from demur.sae.sae import SAEConfig
 from demur.sae.settings import SAESettings
@@ -29,8 +27,6 @@ FILES = ("text/chat_refusals_open.jsonl.gz", *TEXTS)
 """Of the data folder; training the shipped SAE left the ends of them unread."""
 PROMPTS = ("prompts/train.jsonl", "prompts/dev.jsonl")
 """Of the data folder, beside our own training prompts; never test prompts."""
-
-P = TypeVar("P", bound=Record)
 
 
 class ExamineSettings(Settings):
@@ -142,13 +138,14 @@ def examine(
         format=format,
         hash=bench.sae.hash,
         config=bench.sae.config,
-        text=_part(folder / "text.json", OnText, text),
-        harm=_part(
-            folder / "harm.json",
+        text=part(folder, "text", OnText, text),
+        harm=part(
+            folder,
+            "harm",
             Purpose,
             lambda: harm(bench, harm_prompts(prompts), s.per_source, s.sensors, s.seed),
         ),
-        refusal=_part(folder / "refusal.json", Purpose, of_refusal),
+        refusal=part(folder, "refusal", Purpose, of_refusal),
     )
 
 
@@ -217,9 +214,3 @@ def _whole(lm: LanguageModel, conversation: Sequence, reply: list[int]) -> list[
     if lm.tokenizer.chat_template is None:
         return tokenise(lm.tokenizer, f"{conversation[-1].content}\n{text}")
     return tokenise(lm.tokenizer, turns)
-
-
-def _part(path: Path, kind: type[P], make: Callable[[], P]) -> P:
-    if not path.is_file():
-        write_json(path, make())
-    return parse(kind, read_json(path), path, FileError)

@@ -1,98 +1,37 @@
 """Finding the features that write refusal (actuators) and those that read harm (sensors)."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
-import torch
-from pydantic import Field
-
-from demur.activations.harvest import read
-from demur.config import Settings
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
-from demur.errors import SAEError, SettingsError
+from demur.errors import SettingsError
 from demur.features.contrast import read_replies, separation
-from demur.features.effect import Bench, Conversation, answers, refusal_log_odds, try_policies
+from demur.features.effect import Bench, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
-from demur.features.held_out import beside_a_probe, pairs
-from demur.features.optimise import optimise, rehearse
-from demur.features.reading import read_prompts
-from demur.features.sensors import fit
+from demur.features.held_out import pairs
+from demur.features.meaning import with_meaning
+from demur.features.replies import Replies, beginnings, both_replies, usual_norm
+from demur.features.sensing import Sensed, sense
+from demur.features.settings import FindSettings
+from demur.features.together import find_together
 from demur.models.chat import tokens_and_roles
-from demur.records import Feature, FeatureSet, HeldOut, Pooling, Positions, Prompt, PromptSet, evenly
+from demur.records import Feature, FeatureSet, Positions, Prompt, PromptSet, evenly
+from demur.runs import part
 from demur.steering.policies import NONE
 
-BEGINNING = 6
-"""First tokens of a refusal by which it is known; what follows is hardly about refusing."""
 _ABOUT_SENSORS = (
-    "Sensors: what is left of a logistic model of harmful against benign training prompts when it may keep {} features."
+    "Sensors: what is left of a logistic model of harmful against benign training prompts when it may keep {} features, "
+    "and an attention probe of the stream beside them where the set has one."
 )
 PAPER_DOSE = 0.4
 """The value to which the paper's candidates are clamped, as a share of the residual stream's norm."""
 BRIEF = 120
 """Characters of a prompt that is shown as a feature's context; a longer one would only be cut."""
-PROBED = "mean"
-"""How the residual stream on a prompt becomes one vector for the dense probe."""
 ENOUGH_OWN = 16
 """Refusals of the model's own that are enough to tell what is regular in refusals from what is not."""
-
-
-class FindSettings(Settings):
-    """How features are found, and on how many prompts."""
-
-    method: Literal["effect", "contrast", "paper"] = "effect"
-    """effect: a set of features that together make the model refuse, by gradient descent; contrast: more active in
-    refusing than in compliant replies, ranked one by one; paper: active in refusals, ranked by refusals won when
-    clamped everywhere (O'Brien et al., 2411.11296). Sensors come with effect and contrast."""
-    openings: tuple[str, ...] = (
-        "I'm sorry, but I can't help with that.",
-        "I'm unable to assist with that request.",
-        "I'm unable to provide you with the requested information.",
-        "I'm sorry, but I can't assist with that.",
-        "I'm sorry, I'm not able to help you with that.",
-    )
-    """First sentences by which a refusal is known: `effect` makes them likely, `paper` and `contrast` score by them.
-    Best are a few that the model would use: pulled towards many words at once, it says none of them fluently."""
-    actuators: int = Field(default=14, gt=0)
-    """Most features that `effect` raises together."""
-    rehearsed: int = Field(default=320, gt=0)
-    """Harmful training prompts on which `effect` fits its features, as many of each source as there are."""
-    replies: int = Field(default=64, gt=1)
-    """Harmful training prompts whose replies are contrasted."""
-    scored: int = Field(default=6, gt=0)
-    """Harmful validation prompts on which the odds of a refusal are measured."""
-    tried: int = Field(default=24, gt=0)
-    """Harmful, and as many benign, validation prompts on which each feature of the shortlist is tried by generating."""
-    candidates: int = Field(default=80, gt=0)
-    """Features whose odds of a refusal are measured."""
-    shortlist: int = Field(default=12, gt=0)
-    """Features tried by generating."""
-    full: bool = False
-    """Try all candidates by generating, not only the shortlist; for a GPU."""
-    sensors: int = Field(default=64, gt=0)
-    """Most features that read harm."""
-    per_source: int = Field(default=1500, gt=0)
-    """Most training prompts of each source, label and kind that the sensors are fitted to."""
-    pooling: Pooling = "max"
-    """How a sensor's activations on a prompt become one."""
-    held_out: bool = False
-    """Also fit the sensors, and a dense probe beside them, without two sources at a time, and measure them there."""
-    seed: int = 0
-    """Order of the refusals that we wrote."""
-
-
-@dataclass(frozen=True)
-class Replies:
-    """Harmful prompts with what the plain model answers and how it would refuse, as token ids."""
-
-    conversations: Sequence[Conversation]
-    plain: list[list[int]]
-    refused: list[bool]
-    """Whether the plain model refused by itself."""
-    ours: list[list[int]]
-    """Refusals that we wrote, one for each prompt."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +46,17 @@ class Candidates:
     how: str
 
 
-def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSettings, sae_name: str) -> FeatureSet:
+def find(
+    bench: Bench,
+    train: PromptSet,
+    validation: PromptSet,
+    settings: FindSettings,
+    sae_name: str,
+    folder: Path | None = None,
+) -> FeatureSet:
     """Features in order of rank, with scores and evidence; candidates from training, effects from validation prompts.
+
+    With a run's folder, `effect` goes on from the stages that lie there.
 
     Raises:
         PromptError: a set without harmful or without benign prompts, or without two sources of each to leave out.
@@ -120,30 +68,32 @@ def find(bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSe
             raise SettingsError("--held-out measures sensors, and the method paper finds none; give another --method.")
         pairs([(row.label == "harmful", row.source or train.name) for row in train.rows])
     harmful = train.where(label="harmful")
-    replies = both_replies(bench, spread(harmful, settings.replies), settings.seed)
+    replies = part(
+        folder, "replies", Replies, lambda: both_replies(bench, spread(harmful, settings.replies), settings.seed)
+    )
     if settings.method == "effect":
-        candidates = _effect(bench, replies, spread(harmful, settings.rehearsed), settings)
-        actuators = [
-            Feature(id=f, role="actuator", level=level, scores={"candidate": candidates.scores[f]})
-            for f, level in candidates.levels.items()
-        ]
+        found = _effect(bench, replies, train, validation, settings, folder)
     else:
         candidates = (_paper if settings.method == "paper" else _contrast)(bench, replies, settings)
-        actuators = _rank_by_effect(bench, candidates, validation, settings)
-    sensors, bias, held = ([], 0.0, ()) if settings.method == "paper" else _sensors(bench, train, settings)
-    return FeatureSet(
-        model=bench.lm.name,
-        model_hash=bench.lm.hash,
-        sae=sae_name,
-        sae_hash=bench.sae.hash,
-        site=bench.sae.config.site,
-        method=settings.method,
-        how=candidates.how,
-        pooling=settings.pooling,
-        bias=bias,
-        features=with_evidence(bench, [*actuators, *sensors], settings.seed),
-        held_out=held,
-    )
+        found = {"features": _rank_by_effect(bench, candidates, validation, settings), "how": candidates.how}
+    sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings)
+    about = {
+        "model": bench.lm.name,
+        "model_hash": bench.lm.hash,
+        "sae": sae_name,
+        "sae_hash": bench.sae.hash,
+        "site": bench.sae.config.site,
+        "method": settings.method,
+        "pooling": settings.pooling,
+        "bias": sensed.bias,
+        "sensor": sensed.sensor,
+        "kinds": sensed.kinds,
+        "held_out": sensed.held_out,
+    }
+    features = with_evidence(bench, [*found["features"], *sensed.features], settings.seed)
+    features, curve = with_meaning(bench, features, train, validation, settings)
+    made = FeatureSet(**about | found | {"features": features, "curve": curve})
+    return made.holding(sensed.arrays) if sensed.arrays else made
 
 
 def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple[Feature, ...]:
@@ -162,59 +112,25 @@ def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple
     return tuple(f.model_copy(update={"evidence": shown[f.id]}) for f in features)
 
 
-def both_replies(bench: Bench, prompts: Sequence[Prompt], seed: int) -> Replies:
-    """What the plain model answers to harmful prompts, and refusals that we wrote in its place."""
-    plain = answers(bench, [(NONE, p) for p in prompts], max_new_tokens=48, what="answering harmful prompts")
-    tokens = [
-        bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in [*(a.text or " " for a in plain), *itertools.islice(refusals(seed), len(prompts))]
-    ]
-    return Replies(
-        conversations=[p.conversation for p in prompts],
-        plain=tokens[: len(prompts)],
-        refused=[a.outcome == "refused" for a in plain],
-        ours=tokens[len(prompts) :],
-    )
-
-
-def _effect(bench: Bench, replies: Replies, prompts: Sequence[Prompt], settings: FindSettings) -> Candidates:
-    norm = usual_norm(bench, replies.conversations)
-    chosen = optimise(bench, prompts, _sentences(bench, settings.openings), settings.actuators, norm, settings.seed)
-    chosen = rehearse(bench, prompts, chosen, norm, settings.seed)
-    if not chosen:
-        raise SAEError(
-            "raising no feature of the SAE makes the model refuse: descent let go of all of them; train the SAE on text "
-            "with refusals in the chat template, or name --openings that the model itself would use."
-        )
-    return Candidates(
-        scores={f: value / sum(chosen.values()) for f, value in chosen.items()},
-        levels=chosen,
-        positions="reply",
-        how=(
-            f"Actuators: {len(chosen)} features that together make {len(settings.openings)} first sentences of "
-            "refusals likely, by gradient descent through the model; amounts fitted again "
-            f"to what the model says when it is free. {len(prompts)} harmful training prompts. "
-            f"{_ABOUT_SENSORS.format(settings.sensors)}"
-        ),
-    )
-
-
-def _sentences(bench: Bench, openings: Sequence[str]) -> list[list[int]]:
-    return [bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in openings]
-
-
-def beginnings(bench: Bench, openings: Sequence[str]) -> list[list[int]]:
-    """The first tokens of each opening, by which a refusal is known; none twice."""
-    return [list(b) for b in dict.fromkeys(tuple(said[:BEGINNING]) for said in _sentences(bench, openings))]
-
-
-def usual_norm(bench: Bench, conversations: Sequence[Conversation]) -> float:
-    """The residual stream's usual norm at the last prompt token, which writes the first word of the reply."""
-    last = []
-    for conversation in conversations[:16]:
-        ids = torch.tensor([tokens_and_roles(bench.lm, conversation)[0]], device=bench.lm.device)
-        last.append(read(bench.lm, [bench.sae.config.site], ids)[bench.sae.config.site][0, -1].norm())
-    return float(torch.stack(last).median())
+def _effect(
+    bench: Bench,
+    replies: Replies,
+    train: PromptSet,
+    validation: PromptSet,
+    settings: FindSettings,
+    folder: Path | None,
+) -> dict[str, Any]:
+    harmful = spread(train.where(label="harmful"), settings.rehearsed)
+    benign = spread(train.where(label="benign"), settings.ordinary)
+    found = find_together(bench, replies, harmful, benign, validation, settings, folder)
+    return {
+        "features": found.actuators,
+        "candidates": found.candidates,
+        "pruned": found.pruned,
+        "interactions": found.interactions,
+        "dormant": found.dormant,
+        "how": f"{found.how} {_ABOUT_SENSORS.format(settings.sensors)}",
+    }
 
 
 def _paper(bench: Bench, replies: Replies, settings: FindSettings) -> Candidates:
@@ -300,28 +216,17 @@ def _rank_by_effect(
     ]
 
 
-def _sensors(
-    bench: Bench, train: PromptSet, settings: FindSettings
-) -> tuple[list[Feature], float, tuple[HeldOut, ...]]:
+def _sensed(bench: Bench, train: PromptSet, settings: FindSettings) -> Sensed:
     rows = [row for group in by_source(train).values() for row in evenly(group, settings.per_source)]
-    harmful, groups = [row.label == "harmful" for row in rows], [f"{row.source} {row.kind}" for row in rows]
-    talk, probed = [row.conversation for row in rows], [PROBED] if settings.held_out else []
-    pools = read_prompts(bench.lm, bench.sae, talk, [settings.pooling], residual=probed)
-    pooled = pools[settings.pooling]
-    reading = fit(pooled, harmful, groups, settings.sensors)
-    levels = pooled[:, reading.features].amax(0).tolist()
-    found = [
-        Feature(id=f, role="sensor", level=level, scores={"weight": weight, "auc": auc})
-        for f, level, weight, auc in zip(reading.features, levels, reading.weights, reading.areas, strict=True)
-    ]
-    if not settings.held_out:
-        return found, reading.bias, ()
-    sources = [row.source or train.name for row in rows]
-    stream = pools[f"residual {PROBED}"]
-    return (
-        found,
-        reading.bias,
-        beside_a_probe(pooled, stream, harmful, sources, groups, settings.sensors, settings.seed),
+    return sense(
+        bench,
+        rows,
+        [row.source or train.name for row in rows],
+        settings.sensors,
+        settings.pooling,
+        settings.attention,
+        settings.held_out,
+        settings.seed,
     )
 
 

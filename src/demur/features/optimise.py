@@ -1,20 +1,21 @@
 """Refusal features chosen together, by what they make the model say.
 
 A few non-negative amounts `v` are sought, one per feature, such that `x + Σ v_j W_dec[j]` on the reply makes the model
-refuse harmful prompts. Unlike a ranking of single features, this finds features that only work together. Two stages:
+refuse harmful prompts. Unlike a ranking of single features, this finds features that only work together. Three stages:
 
-- `optimise`: gradient descent on the likelihood of refusals that we wrote. An L1 penalty keeps the features few and
-  the amounts small; the lightest are then dropped and the rest fitted again.
+- `descend`: gradient descent on the likelihood of refusals that we wrote, over all features. An L1 penalty keeps them
+  few and the amounts small.
+- `refit`: the same over the few that were chosen, also by other signals (`candidates`).
 - `rehearse`: what is likely when it is forced need not be what the model says when it is free (it may go on in circles,
   or begin otherwise). So the model answers, and learns from its own answers: those that the judge calls refusals are
   imitated, after the prompts that it did not refuse too; the others are made unlikely.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.features.effect import Bench, answers
@@ -26,7 +27,7 @@ from demur.records import Prompt
 from demur.steering.score import forced_log_probs
 
 STEPS, REFITS = 60, 30
-"""Steps over all features, then over the kept ones."""
+"""Steps over all features, then over the chosen ones."""
 PER_STEP = 8
 """Prompts a step."""
 RATE = 0.01
@@ -49,49 +50,75 @@ LONGEST, BEGINNING = 32, 6
 """Tokens of a refusal that are imitated; first tokens of a failure that are avoided."""
 
 
-def optimise(
+def descend(
     bench: Bench,
     prompts: Sequence[Prompt],
     refusals: Sequence[list[int]],
-    count: int,
     norm: float,
     seed: int,
+    allowed: Bool[Tensor, " d_sae"] | None = None,
 ) -> dict[int, float]:
-    """At most `count` features and the amounts to raise them by, in the SAE's units, heaviest first.
+    """Features (of those allowed) and the amounts to raise them by, in the SAE's units, heaviest first.
 
     `refusals` are token ids, one of which is drawn for each prompt at each step; `norm` is the residual stream's usual
     norm at the site.
     """
-    W_dec = bench.sae.W_dec.float()  # small steps would be lost in the rounding of a model in half precision
-    v = torch.zeros(bench.sae.config.d_sae, device=W_dec.device, requires_grad=True)
+    features = list(range(bench.sae.config.d_sae)) if allowed is None else allowed.nonzero()[:, 0].tolist()
+    return _fitted(bench, prompts, refusals, dict.fromkeys(features, 0.0), norm, seed, STEPS, PENALTY, _descending)
+
+
+def refit(
+    bench: Bench,
+    prompts: Sequence[Prompt],
+    refusals: Sequence[list[int]],
+    amounts: Mapping[int, float],
+    norm: float,
+    seed: int,
+) -> dict[int, float]:
+    """Other amounts for a few features, with a lighter penalty; those that fall to nothing are left out."""
+    return _fitted(bench, prompts, refusals, amounts, norm, seed, REFITS, PENALTY / 8, _settling)
+
+
+def _fitted(
+    bench: Bench,
+    prompts: Sequence[Prompt],
+    refusals: Sequence[list[int]],
+    start: Mapping[int, float],
+    norm: float,
+    seed: int,
+    steps: int,
+    penalty: float,
+    rate: Callable[[int], float],
+) -> dict[int, float]:
+    features = list(start)
+    W_dec = bench.sae.W_dec[features].float()  # small steps would be lost in the rounding of a model in half precision
+    v = torch.tensor([start[f] for f in features], device=W_dec.device, requires_grad=True)
     adam = torch.optim.Adam([v], lr=RATE * norm)
-    mask = torch.ones_like(v)
     rng = random.Random(seed)
-    with bar("optimising features", STEPS + REFITS) as progress:
-        for step in range(STEPS + REFITS):
-            if step == STEPS:
-                mask[v.detach().argsort(descending=True)[count:]] = 0
-            adam.param_groups[0]["lr"] = _rate(step) * norm
+    with bar(f"optimising {len(features)} features", steps) as progress:
+        for step in range(steps):
+            adam.param_groups[0]["lr"] = rate(step) * norm
             picked = rng.sample(prompts, min(PER_STEP, len(prompts)))
-            amounts = v.clamp_min(0) * mask
+            amounts = v.clamp_min(0)
             said = _log_probs(bench, amounts @ W_dec, picked, [rng.choice(refusals) for _ in picked])
             loss = -torch.stack([s.mean() for s in said]).mean()
-            penalty = PENALTY / norm * (1 if step < STEPS else 1 / 8)
             adam.zero_grad()
-            (loss + penalty * amounts.sum()).backward()
+            (loss + penalty / norm * amounts.sum()).backward()
             adam.step()
             with torch.no_grad():
                 v.clamp_(min=-RATE * norm)  # what falls to nothing can come back, but not from far below
             progress.step(figures=f"{loss.item():.2f} nats per token")
-    amounts = (v.detach().clamp_min(0) * mask).tolist()
-    return _heaviest({f: amount for f, amount in enumerate(amounts)})
+    return _heaviest(dict(zip(features, v.tolist(), strict=True)))
 
 
-def _rate(step: int) -> float:
-    # Wide steps to find the features, smaller ones to settle, then down to nearly nothing.
-    if step < 0.6 * STEPS:
-        return RATE
-    return RATE / 2 if step < STEPS else RATE / 2 * (1.1 - (step - STEPS) / REFITS)
+def _descending(step: int) -> float:
+    # Wide steps to find the features, then smaller ones to settle.
+    return RATE if step < 0.6 * STEPS else RATE / 2
+
+
+def _settling(step: int) -> float:
+    # Down to nearly nothing.
+    return RATE / 2 * (1.1 - step / REFITS)
 
 
 def rehearse(

@@ -45,7 +45,7 @@ def fit(pooled: Float[Tensor, "prompts d_sae"], harmful: Sequence[bool], groups:
     both labels alike - otherwise the largest source's style is what is learnt.
     """
     x, y = pooled.numpy(), np.asarray(harmful)
-    weight = _weights(y, groups)
+    weight = weights_of(y, groups)
     scale = x.std(0) + 1e-6
     kept = np.flatnonzero((x != 0).mean(0) > RARE)
     # The solver's products are small: on two busy cores a second thread made them twenty times slower.
@@ -64,7 +64,8 @@ def fit(pooled: Float[Tensor, "prompts d_sae"], harmful: Sequence[bool], groups:
     )
 
 
-def _weights(y: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+def weights_of(y: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """A weight for each row, mean 1: a group counts by the root of its size, and both labels alike."""
     names = np.array([f"{g} {label}" for g, label in zip(groups, y, strict=True)])
     sizes = {name: (names == name).sum() for name in set(names)}
     weight = np.array([1 / np.sqrt(sizes[name]) for name in names])

@@ -4,18 +4,32 @@ Each record is frozen, knows no unknown keys, and lives on disk as JSONL (rows),
 that every stage can be run again from files.
 """
 
-from demur.records.features import Area, Evidence, Feature, FeatureSet, HeldOut, HeldOutPair, Pooling
+from demur.records.features import (
+    Area,
+    Dormant,
+    Dose,
+    Evidence,
+    Feature,
+    FeatureSet,
+    HeldOut,
+    HeldOutPair,
+    Interaction,
+    Meaning,
+    Removal,
+)
 from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
 from demur.records.policy import LEVELS, Level, LevelName, Policy
 from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
 from demur.records.record import R, Record, evenly, first_problem, parse, read_rows
 from demur.records.sensors import (
+    AttentionSensor,
     CastSensor,
     Continuation,
     FeatureSensor,
     Gate,
     JoinedSensor,
     Kind,
+    Pooling,
     ProbeSensor,
     Reader,
     Sensor,
@@ -27,8 +41,11 @@ from demur.records.vectors import Vectors
 __all__ = [
     "LEVELS",
     "Area",
+    "AttentionSensor",
     "CastSensor",
     "Continuation",
+    "Dormant",
+    "Dose",
     "Edit",
     "Evidence",
     "Feature",
@@ -38,12 +55,14 @@ __all__ = [
     "Gate",
     "HeldOut",
     "HeldOutPair",
+    "Interaction",
     "Intervention",
     "JoinedSensor",
     "Kind",
     "Label",
     "Level",
     "LevelName",
+    "Meaning",
     "Message",
     "Operation",
     "Outcome",
@@ -57,6 +76,7 @@ __all__ = [
     "R",
     "Reader",
     "Record",
+    "Removal",
     "Sensor",
     "SetOrigin",
     "Transcript",

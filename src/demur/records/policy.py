@@ -171,14 +171,8 @@ class Policy(Record):
         raw, where = _included(Path(path))
         policy = parse(cls, raw, path, PolicyError)
         if policy.vectors:
-            path = where.get("vectors", Path(path))
-            held = Vectors.load(path.with_suffix(".safetensors"))
-            if held.hash != policy.vectors:
-                raise PolicyError(
-                    f"{path.with_suffix('.safetensors')} ({held.hash}) is not the file that {path} was written with "
-                    f"({policy.vectors}); make the policy again."
-                )
-            policy._vectors = held
+            beside = where.get("vectors", Path(path))
+            policy._vectors = Vectors.beside(beside, policy.vectors, "make the policy again")
         return policy
 
     def save(self, path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from demur.records.features import Pooling
 from demur.records.record import Record
+
+Pooling = Literal["max", "mean", "last"]
 
 
 class FeatureSensor(Record):
@@ -39,6 +40,22 @@ class ProbeSensor(Record):
     """Name in the safetensors file beside the policy's, `[d_model]`."""
     bias: float = 0.0
     pooling: Pooling = "mean"
+
+
+class AttentionSensor(Record):
+    """A small attention probe of the stream: not made of features, so it names none.
+
+    Each of a few heads weighs the tokens it reads and takes a few figures off them, `z = Σ_t softmax_t(Q x_t) (V x_t + c)`;
+    the score is `bias + w · gelu(z)`.
+    """
+
+    kind: Literal["attention"] = "attention"
+    name: str = "harm"
+    site: str
+    vector: str
+    """First part of the names of its arrays in the safetensors file beside the policy's: `.query [heads, d_model]`,
+    `.value [heads · width, d_model]`, `.value_bias` and `.out [heads · width]`."""
+    bias: float = 0.0
 
 
 class CastSensor(Record):
@@ -83,7 +100,7 @@ class JoinedSensor(Record):
         return self
 
 
-Reader = FeatureSensor | ProbeSensor | CastSensor
+Reader = FeatureSensor | ProbeSensor | AttentionSensor | CastSensor
 """Sensors that read the stream themselves."""
 Sensor = Annotated[Reader | JoinedSensor, Field(discriminator="kind")]
 JoinedSensor.model_rebuild()
@@ -111,7 +128,7 @@ class Continuation(Record):
     from 0), opens the gate when it reaches `opens` and shuts it when it falls below `closes` (hysteresis).
     """
 
-    sensor: Annotated[FeatureSensor | ProbeSensor, Field(discriminator="kind")]
+    sensor: Annotated[FeatureSensor | ProbeSensor | AttentionSensor, Field(discriminator="kind")]
     """Read token by token: its pooling is not used."""
     opens: float
     closes: float

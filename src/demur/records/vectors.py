@@ -35,12 +35,27 @@ class Vectors:
         from safetensors.numpy import load
 
         if not path.is_file():
-            raise FileError(f"{path} does not exist; a policy with vectors has them beside its .toml file.")
+            raise FileError(f"{path} does not exist; vectors are kept beside the file that names them, under its name.")
         data = path.read_bytes()
         try:
             return cls(load(data), data)
         except (SafetensorError, KeyError, ValueError) as error:
-            raise FileError(f"{path} is not a safetensors file ({error}); make the policy again.") from error
+            raise FileError(f"{path} is not a safetensors file ({error}); make it again.") from error
+
+    @classmethod
+    def beside(cls, path: Path, expected: str, again: str) -> Self:
+        """The vectors beside a file that was written with those of hash `expected`.
+
+        Raises:
+            FileError: no such file, not of that kind, or another one; `again` says how to make both anew.
+        """
+        held = cls.load(path.with_suffix(".safetensors"))
+        if held.hash != expected:
+            raise FileError(
+                f"{path.with_suffix('.safetensors')} ({held.hash}) is not the file that {path} was written with "
+                f"({expected}); {again}."
+            )
+        return held
 
     @property
     def hash(self) -> str:

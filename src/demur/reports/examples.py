@@ -145,4 +145,9 @@ def raised_words(study: Study) -> Words:
 
 
 def _first_words(found: FeatureSet) -> dict[int, str]:
-    return {f.id: " ".join(w.strip() for w in f.evidence.raised[:3]) for f in found.features if f.evidence.raised}
+    # A name says more than words; features found before they had one have words only.
+    return {
+        f.id: f.name or " ".join(w.strip() for w in f.evidence.raised[:3])
+        for f in found.features
+        if f.name or f.evidence.raised
+    }

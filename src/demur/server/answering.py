@@ -33,7 +33,9 @@ class Answer:
         self.serving, self.request, self.caller, self.picked = serving, request, caller, picked
         self.messages, self.id, self.prompt_tokens, self.created = messages, id_, prompt_tokens, int(time.time())
         self.fingerprint = f"{serving.lm.hash}-{picked.hash}"
-        request.state.facts.update(id=id_, policy=picked.policy.name, policy_hash=picked.hash, policy_level=picked.level)
+        request.state.facts.update(
+            id=id_, policy=picked.policy.name, policy_hash=picked.hash, policy_level=picked.level
+        )
 
     def usage(self, ended: list[Ended]) -> Usage:
         """Tokens read and written."""

@@ -1,6 +1,7 @@
 """The app: routes, keys, limits, log and errors put together."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from demur.server.logs import RequestLog
 from demur.server.problems import tell_problems
 from demur.server.serving import Serving
 
+log = logging.getLogger("demur.server")
 WATCH = 1.0
 """Seconds between two looks at the policy files."""
 
@@ -58,4 +60,7 @@ async def _working(app: FastAPI) -> AsyncIterator[None]:
 async def _watch(serving: Serving) -> None:
     while True:
         await asyncio.sleep(WATCH)
-        await asyncio.to_thread(serving.offer.refresh)
+        try:
+            await asyncio.to_thread(serving.offer.refresh)
+        except Exception:  # nobody waits for this task; it goes on
+            log.exception("looking at the policy files failed")

@@ -38,6 +38,22 @@ def picked_for(serving: Serving, asked: Asking) -> Picked:
         raise ApiError(400, str(error), "invalid_value", "demur") from error
 
 
+def check_choices(serving: Serving, asked: Asking, prompts: int) -> None:
+    """Before anything is done with its prompts.
+
+    Raises:
+        ApiError: 400 where a request has no prompt, or more choices than there may be.
+    """
+    most = serving.settings.max_choices
+    if not 1 <= prompts * (asked.n or 1) <= most:
+        raise ApiError(
+            400,
+            f"a request may have 1 to {most} choices (n times prompts).",
+            "invalid_value",
+            "n" if prompts else "prompt",
+        )
+
+
 async def chat_tokens(serving: Serving, picked: Picked, messages: Sequence[Message]) -> Coded:
     """A conversation as tokens, ready for its reply.
 
@@ -53,13 +69,15 @@ async def chat_tokens(serving: Serving, picked: Picked, messages: Sequence[Messa
         return tokens_and_roles(lm, talk)
 
     try:
-        return await serving.aside(work)
+        ids, roles = await serving.aside(work)
     except PromptError as error:
         raise ApiError(400, str(error), "context_length_exceeded", "messages") from error
     except TemplateError as error:
-        raise ApiError(
-            400, f"the model's template does not take this conversation: {error}.", param="messages"
-        ) from error
+        told = f"the model's template does not take this conversation: {error}."
+        raise ApiError(400, told, "invalid_value", "messages") from error
+    if not ids:
+        raise ApiError(400, "there is nothing to answer; give some text.", "invalid_value", "messages")
+    return ids, roles
 
 
 async def text_tokens(serving: Serving, prompts: Sequence[str | list[int]]) -> list[Coded]:
@@ -112,10 +130,6 @@ def sampling_for(
             f"{most} tokens do not fit behind the prompt in a context of {lm.context}; there is room for {room}.",
             "context_length_exceeded",
             "max_tokens",
-        )
-    if len(prompts) * (asked.n or 1) > settings.max_choices:
-        raise ApiError(
-            400, f"a request may have {settings.max_choices} choices at most (n times prompts).", "invalid_value", "n"
         )
     if len(asked.stops) > 4 or any(len(s) > 256 for s in asked.stops):
         raise ApiError(400, "there may be four stop texts, of 256 characters each.", "invalid_value", "stop")

@@ -99,7 +99,7 @@ class Batch:
         self,
         ids: Int[Tensor, "rows columns"],
         position: Int[Tensor, "rows columns"],
-        mask: Int[Tensor, "rows kept"],
+        mask: Int[Tensor, "rows seen"],
         cache: Cache,
         slots: Sequence[int],
         last: int | None,

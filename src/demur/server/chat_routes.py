@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from demur.models.load import LanguageModel
 from demur.server.answering import Answer, spelled
-from demur.server.asking import chat_tokens, ordered, picked_for, sampling_for
+from demur.server.asking import chat_tokens, check_choices, ordered, picked_for, sampling_for
 from demur.server.dialect import ChatAnswer, ChatChoice, ChatLogprobs, ChatRequest, Said, TokenLogprob, TopLogprob
 from demur.server.engine import Ended, Piece
 from demur.server.explaining import account
@@ -27,6 +27,7 @@ async def chat(asked: ChatRequest, request: Request, caller: Annotated[Caller, D
     """Writes the next turn of a conversation."""
     serving: Serving = request.app.state.serving
     picked = picked_for(serving, asked)
+    check_choices(serving, asked, 1)
     messages = tuple(turn.message for turn in asked.messages)
     prompt = await chat_tokens(serving, picked, messages)
     most = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens

@@ -23,6 +23,8 @@ from demur.server.writing import Writing
 log = logging.getLogger("demur.server")
 PREFILL = 2048
 """Most tokens, padding included, of the prompts that are read in one pass; rows under way wait for it."""
+SCORED = 512
+"""The same of prompts whose own tokens are scored: each has a row of logits."""
 
 Finish = Literal["stop", "length", "content_filter"]
 
@@ -111,6 +113,7 @@ class Row:
     scores: list[TokenScore] = field(default_factory=list)
     """Of the tokens that were not told of yet."""
     told: int = 0
+    since: float = field(default_factory=time.monotonic)
     prompt_scores: tuple[TokenScore, ...] = ()
 
     def tell(self, tokens: int) -> tuple[TokenScore, ...]:
@@ -131,6 +134,8 @@ class Engine:
         self.waiting: deque[Job] = deque()
         self.counts = {"prompt_tokens": 0, "reply_tokens": 0, "passes": 0, "cancelled": 0, "failed": 0}
         self._bell = threading.Condition()
+        self._open = 0  # choices taken in and not done with
+        self._coming: list[Job] = []
         self._stopping = False
         self._pace = 1.0  # seconds that a choice takes, smoothed
         self._thread = threading.Thread(target=self._run, name="demur-engine", daemon=True)
@@ -162,9 +167,10 @@ class Engine:
         with self._bell:
             if not self.is_alive:
                 raise StoppedError
-            if len(self.waiting) + len(self.rows) + len(jobs) > self.room + self.queue:
+            if self._open + len(jobs) > self.room + self.queue:
                 raise BusyError(max(1, math.ceil(self._pace * (len(self.waiting) + len(jobs)) / self.room)))
             self.waiting.extend(jobs)
+            self._open += len(jobs)
             self._bell.notify()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
@@ -175,11 +181,17 @@ class Engine:
             before = len(self.waiting)
             self.waiting = deque(j for j in self.waiting if not j.cancelled)
             self.counts["cancelled"] += before - len(self.waiting)
+            self._open -= before - len(self.waiting)
 
     def _run(self) -> None:
         with torch.inference_mode():
-            while self._turn():
-                pass
+            while True:
+                try:
+                    if not self._turn():
+                        break
+                except Exception as error:
+                    log.exception("a pass failed; its rows are given up")
+                    self._start_afresh(error)
         for job in [*(r.job for r in self.rows), *self.waiting]:
             job.deliver(Failed(job.choice, StoppedError()))
 
@@ -189,16 +201,25 @@ class Engine:
                 self._bell.wait()
             if self._stopping:
                 return False
-            come = self._next()
+            come = self._coming = self._next()
         for i in reversed(range(len(self.rows))):
             if self.rows[i].job.cancelled:
                 self.counts["cancelled"] += 1
                 self._leave(i)
         if come:
             self._join(come)
+            self._coming = []
         if self.rows:
             self._step()
         return True
+
+    def _start_afresh(self, error: Exception) -> None:
+        lost = dict.fromkeys([*(r.job for r in self.rows), *self._coming])
+        self.rows, self._coming, self.batch = [], [], Batch(self.lm, self.saes, self.room)
+        for job in lost:
+            self._fail(job, error)
+        with self._bell:
+            self._open = len(self.waiting)
 
     def _next(self) -> list[Job]:
         # Those who waited longest, as many as there are rows for and as are read in one pass.
@@ -207,13 +228,13 @@ class Engine:
         while self.waiting and len(self.rows) + len(found) < self.room:
             job = self.waiting[0]
             longest = max(longest, len(job.prompt[0]))
-            if found and ((len(found) + 1) * longest > PREFILL or job.echo != found[0].echo):
+            most = SCORED if job.echo else PREFILL
+            if found and ((len(found) + 1) * longest > most or job.echo != found[0].echo):
                 break
             found.append(self.waiting.popleft())
         return found
 
     def _join(self, jobs: list[Job]) -> None:
-        began = time.monotonic()
         try:
             logits = self.batch.join([j.prompt for j in jobs], [j.policy for j in jobs], jobs[0].echo)
         except Exception as error:
@@ -237,18 +258,10 @@ class Engine:
             if job.echo:
                 row.prompt_scores = _of_prompt(own[-len(job.prompt[0]) :], job.prompt[0], job.how.logprobs or 0)
             self.rows.append(row)
-        log.debug("read %d prompts in %.3f s", len(jobs), time.monotonic() - began)
         self._write(range(first, len(self.rows)), logits[:, -1])
 
     def _step(self) -> None:
-        try:
-            logits = self.batch.step([r.writing.tokens[-1] for r in self.rows])
-        except Exception as error:
-            log.exception("a pass failed; its rows are given up")
-            for row in self.rows:
-                self._fail(row.job, error)
-            self.rows, self.batch = [], Batch(self.lm, self.saes, self.room)
-            return
+        logits = self.batch.step([r.writing.tokens[-1] for r in self.rows])
         self.counts["passes"] += 1
         self._write(range(len(self.rows)), logits)
 
@@ -307,17 +320,25 @@ class Engine:
     def _ended(self, i: int, row: Row, finish: Finish, tokens: int | None = None) -> Ended:
         writing = row.writing
         text = writing.whole(tokens)
-        seen = self.batch.report(i, len(writing.tokens))
+        # The last token of a reply was not read yet; of one that is cut, every token was.
+        seen = self.batch.report(i, len(writing.tokens) + (tokens is not None))
         count = len(writing.tokens) if tokens is None else tokens
         return Ended(row.job.choice, text, writing.rest(text), count, finish, seen, row.tell(count), row.prompt_scores)
 
     def _leave(self, i: int) -> None:
+        self._pace += (time.monotonic() - self.rows[i].since - self._pace) / 16
         self.batch.leave(i)
         self.rows[i] = self.rows[-1]
         self.rows.pop()
+        self._done()
+
+    def _done(self) -> None:
+        with self._bell:
+            self._open -= 1
 
     def _fail(self, job: Job, error: Exception) -> None:
         self.counts["failed"] += 1
+        self._done()
         if not job.cancelled:
             job.deliver(Failed(job.choice, error))
 

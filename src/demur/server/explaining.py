@@ -103,6 +103,8 @@ def _told(fired: Fired, weight: float | None, known: Feature | None) -> FiredFea
 def _name(known: Feature | None, read: bool) -> str:
     if known is None:
         return ""
+    if known.name:
+        return known.name
     if read:
         contexts = known.evidence.contexts
         return f"fires on …{' '.join(contexts[0].split())[-70:]}" if contexts else ""

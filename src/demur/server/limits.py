@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -93,18 +94,28 @@ class SizeLimit:
 
 
 class LocalOnly:
-    """Without keys, takes requests for this machine's own names alone: a page elsewhere cannot lead a browser here."""
+    """Without keys, takes what comes from this machine alone: a page elsewhere cannot lead a browser here."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] == "http":
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-            if name.strip("[]") not in LOOPBACK:
+        """One request, or one web socket."""
+        if scope["type"] in ("http", "websocket"):
+            headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
+            names = [_name(f"//{headers.get(b'host', '')}"), _name(headers.get(b"origin", f"//{LOOPBACK[0]}"))]
+            if not set(names) <= set(LOOPBACK):
+                if scope["type"] == "websocket":
+                    await send({"type": "websocket.close", "code": 1008})
+                    return
                 problem = ApiError(403, f"this server answers to {', '.join(LOOPBACK)} alone.", "wrong_host")
                 await problem.response(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from demur.models.load import LanguageModel
 from demur.records import Message
 from demur.server.answering import Answer, spelled
-from demur.server.asking import ordered, picked_for, sampling_for, text_tokens
+from demur.server.asking import check_choices, ordered, picked_for, sampling_for, text_tokens
 from demur.server.dialect import TextAnswer, TextChoice, TextLogprobs, TextRequest
 from demur.server.engine import Ended, Piece
 from demur.server.explaining import account
@@ -28,6 +28,7 @@ async def complete(asked: TextRequest, request: Request, caller: Annotated[Calle
     """Goes on with a text, or with several."""
     serving: Serving = request.app.state.serving
     picked = picked_for(serving, asked)
+    check_choices(serving, asked, len(asked.prompts))
     prompts = await text_tokens(serving, asked.prompts)
     most = asked.max_tokens if asked.max_tokens is not None else 16
     how = sampling_for(serving, asked, prompts, most, asked.logprobs)

@@ -59,6 +59,7 @@ class Window(Cache):
         self.lengths: list[int] = []
         """Tokens of each row in use, in order."""
         self.end = self.capacity = 0
+        self.layers: list[Any]
         super().__init__(layers=[])
 
     @property
@@ -75,7 +76,8 @@ class Window(Cache):
             self.end = longest
         elif self.end < longest:
             self._move(longest)
-        for layer, new in zip(self.layers, prefilled.layers, strict=True):
+        read: list[Any] = list(prefilled.layers)
+        for layer, new in zip(self.layers, read, strict=True):
             for buffer, states in ((layer.keys, new.keys), (layer.values, new.values)):
                 assert buffer is not None and states is not None
                 for i, length in enumerate(lengths, before):

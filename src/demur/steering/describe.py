@@ -1,6 +1,9 @@
 """A policy in words: when it acts, on what evidence, and what it does."""
 
-from demur.records import CastSensor, FeatureSensor, Gate, Intervention, JoinedSensor, Policy, Reader
+from collections.abc import Mapping
+from typing import Any
+
+from demur.records import AttentionSensor, CastSensor, FeatureSensor, Gate, Intervention, JoinedSensor, Policy, Reader
 
 WHERE = {
     "reply": "the reply",
@@ -32,8 +35,7 @@ def in_words(policy: Policy) -> list[str]:
         lines.append(
             f"  Level {level}: opens at {at.threshold:.2f}, {at.dose:g} of the dose{f'; {at.about}' if at.about else ''}."
         )
-    for kind, rate in policy.receipt.get("gate", {}).items():
-        lines.append(f"  validation, {kind}: gate open on {100 * rate['rate']:.1f} % of {rate['n']}")
+    lines += _chosen_in_words(policy.receipt)
     return lines
 
 
@@ -53,6 +55,35 @@ def _gate_in_words(gate: Gate) -> list[str]:
             f"  It acts also when, on the reply, {described(late.sensor)}, smoothed over {late.tau:g} tokens, reach "
             f"{late.opens:.2f}, until they fall below {late.closes:.2f}."
         )
+    return lines
+
+
+def _chosen_in_words(receipt: Mapping[str, Any]) -> list[str]:
+    # What `demur calibrate` wrote of how the operating point was chosen.
+    now = receipt.get("levels", {}).get(receipt.get("level"), {})
+    lines = []
+    for kind, rate in receipt.get("gate", {}).items():
+        budget = f", budget {100 * rate['budget']:g} %" if "budget" in rate else ""
+        promised = f" - {said}" if (said := now.get("said", {}).get(kind)) else ""
+        binds = "; it sets the threshold" if kind == now.get("binds") else ""
+        lines.append(
+            f"  validation, {kind}: gate open on {100 * rate['rate']:.1f} % of {rate['n']}{budget}{promised}{binds}"
+        )
+    for source, rate in now.get("by_source", {}).items():
+        lines.append(f"  validation, harmful of {source}: gate open on {100 * rate['rate']:.1f} % of {rate['n']}")
+    if costs := now.get("costs"):
+        lines.append(
+            f"  {now['binds']} forces a higher threshold than look-alikes do: without, it would open at "
+            f"{costs['threshold']:.2f}, for {100 * costs['harmful']:.1f} % of the harmful ones."
+        )
+    if late := receipt.get("late"):
+        caught = late.get("caught", {"k": 0, "n": 0})
+        lines.append(
+            f"  validation, gate on the reply: open on {late['benign']['k']} of {late['benign']['n']} benign replies "
+            f"({late['said']}), on {caught['k']} of {caught['n']} that comply with harm."
+        )
+    if search := receipt.get("search"):
+        lines.append(f"  How it acts was chosen from {search['trials']} ways: {search['rule']}")
     return lines
 
 
@@ -79,4 +110,6 @@ def described(sensor: Reader | JoinedSensor) -> str:
             return " + ".join(f"{w:.2f} × ({part})" for w, part in zip(sensor.weights, parts, strict=True))
         lines = [f"({p} reaching {t:.2f})" for p, t in zip(parts, sensor.thresholds, strict=True)]
         return f"{sensor.rule} of {', '.join(lines)}"
+    if isinstance(sensor, AttentionSensor):
+        return f"an attention probe at {sensor.site}"
     return f"a dense probe at {sensor.site} ({sensor.pooling} over tokens)"

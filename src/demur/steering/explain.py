@@ -29,7 +29,8 @@ def explain(policy: Policy, reply: Reply, known: Known) -> list[str]:
         if f.role == "actuator":
             edit = changes[f.site, f.feature]
             lines.append(
-                f"  feature {f.feature}: {edit.operation} {edit.value:.1f}{_written(known.get((f.site, f.feature)))}"
+                f"  feature {f.feature}{_named(known.get((f.site, f.feature)))}: {edit.operation} {edit.value:.1f}"
+                f"{_written(known.get((f.site, f.feature)))}"
             )
     return lines
 
@@ -48,7 +49,8 @@ def _read(policy: Policy, seen: dict, known: Known) -> list[str]:
     read = [(weights.get((f.site, f.feature), 0.0) * f.value, f) for f in seen["fired"] if f.role == "sensor"]
     for share, f in sorted(read, key=lambda pair: -abs(pair[0]))[:5]:
         side = "towards harm" if share > 0 else "away from harm"
-        lines.append(f"  {share:+.2f} {side}: feature {f.feature}{_where(f)}{_quoted(known.get((f.site, f.feature)))}")
+        feature = known.get((f.site, f.feature))
+        lines.append(f"  {share:+.2f} {side}: feature {f.feature}{_named(feature)}{_where(f)}{_quoted(feature)}")
     unnamed = [r.name for r in readers(gate.sensor) if not isinstance(r, FeatureSensor)]
     if unnamed:
         lines.append(f"  read besides, by directions that are no features: {', '.join(unnamed)}.")
@@ -69,6 +71,10 @@ def shares(sensor: Reader | JoinedSensor, factor: float = 1.0) -> dict[tuple[str
         for feature, share in shares(part, factor * w).items():
             found[feature] = found.get(feature, 0.0) + share
     return found
+
+
+def _named(feature: Feature | None) -> str:
+    return f" ({feature.name})" if feature is not None and feature.name else ""
 
 
 def _where(fired: Fired) -> str:

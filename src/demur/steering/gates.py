@@ -12,8 +12,19 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import gelu
 
-from demur.records import CastSensor, FeatureSensor, Fired, Gate, JoinedSensor, Policy, ProbeSensor, Reader
+from demur.records import (
+    AttentionSensor,
+    CastSensor,
+    FeatureSensor,
+    Fired,
+    Gate,
+    JoinedSensor,
+    Policy,
+    ProbeSensor,
+    Reader,
+)
 from demur.sae.sae import SAE
 
 
@@ -90,6 +101,10 @@ class FeatureState:
         self.weights = torch.tensor(sensor.weights, device=like.device, dtype=wide(like))
         self.pool = Pool(sensor.pooling, rows, len(sensor.features), like)
 
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        self.pool.forget(rows)
+
     def update(self, seen: Seen) -> None:
         """Takes in tokens."""
         self.pool.update(seen.f[:, self.columns], seen)
@@ -120,6 +135,10 @@ class ProbeState:
         self.sensor, self.vector = sensor, vector.to(like.device, wide(like))
         self.pool = Pool(sensor.pooling, rows, len(vector), like, -torch.inf if sensor.pooling == "max" else 0.0)
 
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        self.pool.forget(rows)
+
     def update(self, seen: Seen) -> None:
         """Takes in tokens."""
         self.pool.update(seen.x, seen)
@@ -147,6 +166,10 @@ class CastState:
         self.unit = v / v.norm()
         self.pool = Pool("mean", rows, len(v), like)
 
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        self.pool.forget(rows)
+
     def update(self, seen: Seen) -> None:
         """Takes in tokens."""
         self.pool.update(seen.x, seen)
@@ -163,13 +186,58 @@ class CastState:
         return ()
 
 
-ReaderState = FeatureState | ProbeState | CastState
+class AttentionState:
+    """An attention probe on one batch; the softmax over a row's tokens is kept running, as they come."""
+
+    def __init__(self, sensor: AttentionSensor, arrays: Mapping[str, Tensor], rows: int, like: Tensor) -> None:
+        self.sensor = sensor
+        self.query, self.value, self.value_bias, self.out = (
+            arrays[name].to(like.device, wide(like)) for name in ("query", "value", "value_bias", "out")
+        )
+        heads = len(self.query)
+        self.peak = self.query.new_full((rows, heads), -torch.inf)
+        self.total = self.query.new_zeros(rows, heads)
+        self.sums = self.query.new_zeros(rows, heads, len(self.value) // heads)
+
+    def forget(self, rows: Int[Tensor, " n"]) -> None:
+        """Makes rows ready for other prompts."""
+        self.peak[rows], self.total[rows], self.sums[rows] = -torch.inf, 0, 0
+
+    def update(self, seen: Seen) -> None:
+        """Takes in tokens."""
+        x, row = seen.x.to(self.query), seen.row
+        logit = x @ self.query.T
+        values = (x @ self.value.T + self.value_bias).view(len(x), *self.sums.shape[1:])
+        peak = self.peak.scatter_reduce(0, row[:, None].expand_as(logit), logit, "amax")
+        # What was summed below a lower peak counts for less; where nothing new was seen, infinity less infinity.
+        fade = torch.where(peak == self.peak, 1.0, (self.peak - peak).exp())
+        weight = (logit - peak[row]).exp()
+        self.total = (self.total * fade).index_add_(0, row, weight)
+        self.sums = (self.sums * fade[..., None]).index_add_(0, row, weight[..., None] * values)
+        self.peak = peak
+
+    def each(self, seen: Seen) -> Float[Tensor, " tokens"]:
+        """The score of every token by itself."""
+        values = seen.x.to(self.query) @ self.value.T + self.value_bias
+        return (gelu(values) * self.out).sum(1) + self.sensor.bias
+
+    def scores(self) -> Float[Tensor, " rows"]:
+        """`bias + w · gelu(z)`; of a row of which nothing was read, as if all it reads were 0."""
+        z = (self.sums / torch.where(self.total > 0, self.total, 1)[..., None]).flatten(1)
+        return (gelu(z) * self.out).sum(1) + self.sensor.bias
+
+    def fired(self, row: int) -> tuple[Fired, ...]:
+        """No features: what it reads is the policy's own."""
+        return ()
+
+
+ReaderState = FeatureState | ProbeState | AttentionState | CastState
 
 
 class Late:
     """The gate on the reply: a smoothed score for each row, open from `opens` on until it falls below `closes`."""
 
-    def __init__(self, gate: Gate, state: FeatureState | ProbeState, rows: int, like: Tensor) -> None:
+    def __init__(self, gate: Gate, state: FeatureState | ProbeState | AttentionState, rows: int, like: Tensor) -> None:
         assert gate.continuation is not None
         self.how, self.state = gate.continuation, state
         self.smooth = torch.zeros(rows, device=like.device, dtype=wide(like))
@@ -241,6 +309,10 @@ class GateState:
         for sensor in gate.every_reader:
             if isinstance(sensor, FeatureSensor):
                 self.states[sensor] = FeatureState(sensor, features[sensor.site], rows, like)
+            elif isinstance(sensor, AttentionSensor):
+                parts = ("query", "value", "value_bias", "out")
+                arrays = {part: torch.as_tensor(policy.vector(f"{sensor.vector}.{part}")) for part in parts}
+                self.states[sensor] = AttentionState(sensor, arrays, rows, like)
             else:
                 vector = torch.as_tensor(policy.vector(sensor.vector))
                 kind = ProbeState if isinstance(sensor, ProbeSensor) else CastState
@@ -255,7 +327,7 @@ class GateState:
     def forget(self, rows: Int[Tensor, " n"]) -> None:
         """Makes rows ready for other prompts."""
         for state in self.states.values():
-            state.pool.forget(rows)
+            state.forget(rows)
         if self.late is not None:
             self.late.forget(rows)
         self._decided = None

@@ -17,7 +17,7 @@ from demur.models.chat import Encoded, Role
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
 from demur.models.sites import Site
-from demur.records import FeatureSensor, Fired, Intervention, Policy, Positions
+from demur.records import AttentionSensor, FeatureSensor, Fired, Intervention, Policy, Positions
 from demur.sae.edit import Edits, edit
 from demur.sae.sae import SAE
 from demur.steering.gates import GateState, Late, Seen, wanted_features, wide, widened
@@ -386,7 +386,14 @@ def check(policy: Policy, lm: LanguageModel, saes: Mapping[str, SAE]) -> None:
 def _vectors_of(policy: Policy, d_model: int) -> Iterator[tuple[str, str, tuple[int | None, ...]]]:
     # The site and the name of each vector that the policy uses, and the shape it should have; None is any length.
     for reader in policy.gate.every_reader if policy.gate else ():
-        if not isinstance(reader, FeatureSensor):
+        if isinstance(reader, AttentionSensor):
+            name, heads = reader.vector, len(policy.vector(f"{reader.vector}.query"))
+            figures = policy.vector(f"{name}.out").size
+            yield reader.site, f"{name}.query", (None, d_model)
+            # As many figures for every head.
+            yield reader.site, f"{name}.value", (heads * (figures // max(heads, 1)), d_model)
+            yield from ((reader.site, f"{name}.{part}", (figures,)) for part in ("value_bias", "out"))
+        elif not isinstance(reader, FeatureSensor):
             yield reader.site, reader.vector, (d_model,)
     for act in policy.interventions:
         for push in act.pushes:

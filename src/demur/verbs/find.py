@@ -8,12 +8,14 @@ from rich.table import Table
 
 from demur import runs
 from demur.data.prompts import load_prompts
+from demur.evaluation.endpoint import checked
 from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
-from demur.files import write_json
+from demur.features.naming import names_by_model
 from demur.models.load import ModelSettings
 from demur.records import Area, FeatureSet, HeldOut
 from demur.steering.policies import shipped
+from demur.verbs.found import found_tables
 from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
 
 DEFAULTS = FindSettings()
@@ -27,6 +29,8 @@ def find_verb(
     settings: Annotated[FindSettings, Parameter(name="*")] = DEFAULTS,
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
     run: Path | None = None,
+    namer: str = "",
+    namer_model: str = "",
     json: bool = False,
 ) -> None:
     """Find the features that write refusal (actuators) and those that read harm (sensors).
@@ -36,6 +40,7 @@ def find_verb(
     demur find --sae runs/sae/sae
     demur find --method paper --sae runs/sae/sae --run runs/paper
     demur find --held-out --prompts harm.jsonl --prompts plain.jsonl
+    demur find --namer http://localhost:8000/v1 --namer-model NAME
 
     Parameters
     ----------
@@ -46,22 +51,33 @@ def find_verb(
     validation
         Prompts on which effects are measured; by default the shipped validation prompts.
     run
-        Folder of the run.
+        Folder of the run. One that was stopped goes on from its last stage.
+    namer
+        Address of an OpenAI-compatible endpoint (http://HOST/v1) whose model names the features; else a rule does.
+    namer_model
+        The model's name there.
     json
         Print one JSON object, and nothing else.
     """
+    if namer:
+        checked(namer, "--namer")
     train, held = load_prompts(prompts, "train"), load_prompts(validation, "validation")
     bench = Bench.open(sae or shipped() / "sae", model)
     stated = {"sae": bench.sae.hash, "prompts": train.name, "validation": held.name, **settings.model_dump(mode="json")}
     folder = runs.open_run("find", run, stated)
     say(f"run: {folder}")
-    found = find(bench, train, held, settings, str(sae or "shipped"))
-    write_json(folder / "features.json", found)
+    found = find(bench, train, held, settings, str(sae or "shipped"), folder)
+    found.save(folder / "features.json")
+    if namer:
+        # Written before anybody is asked: whatever becomes of the endpoint, the features are found.
+        found = found.renamed(names_by_model(found.features, namer, namer_model))
+        found.save(folder / "features.json")
     runs.note(folder, model_hash=bench.lm.hash, features=[f.id for f in found.features])
     show(
         {"run": str(folder), **found.model_dump(mode="json", include={"features", "held_out"})},
         json,
         drawn(features_table(found))
+        + "".join(map(drawn, found_tables(found)))
         + "".join(drawn(held_out_table(h)) for h in found.held_out)
         + f"wrote {folder / 'features.json'}\n"
         + f"next: demur calibrate --features {folder / 'features.json'}"

@@ -14,6 +14,7 @@ from demur.sae.exchange.foreign import Foreign, even, norms_of
 from demur.sae.exchange.formats import DEMUR, format_of, open_sae, read_foreign
 from demur.steering.describe import in_words
 from demur.verbs.find import features_table, held_out_table
+from demur.verbs.found import found_tables
 from demur.verbs.output import drawn, show
 from demur.verbs.sets import described
 
@@ -58,7 +59,7 @@ def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
         return described(load_table(path, columns))
     if path.suffix == ".json":
         found = FeatureSet.load(path)
-        tables = [features_table(found), *map(held_out_table, found.held_out)]
+        tables = [features_table(found), *found_tables(found), *map(held_out_table, found.held_out)]
         return {"kind": "features"} | found.model_dump(mode="json"), "".join(map(drawn, tables)).rstrip()
     raise FileError(
         f"{path} is nothing that demur knows: expected an SAE or run folder, .toml, .json or a "

@@ -1,5 +1,6 @@
 """`demur serve`: a policy → an OpenAI-compatible API."""
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +47,6 @@ def serve_verb(
     serving = serving_of(settings, load(model), policy, sae, permitted)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"serving {', '.join(serving.offer.ids())} at {where}/v1; Ctrl-C ends.")
-    say(
-        f"next: curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d "
-        f"""'{{"model": "{serving.offer.pick(serving.offer.base).model}", "messages": [{{"role": "user", "content": "Hi"}}]}}'"""
-    )
+    body = {"model": serving.offer.pick(serving.offer.base).model, "messages": [{"role": "user", "content": "Hi"}]}
+    say(f"next: curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d '{dumps(body)}'")
     serve(serving, at)

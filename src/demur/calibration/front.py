@@ -1,0 +1,62 @@
+"""The Pareto front of the trials, and the rule that takes the operating point from it."""
+
+from collections.abc import Sequence
+
+from demur.calibration.settings import CalibrationSettings
+from demur.calibration.trials import Trial
+from demur.records import Positions
+
+MILD: tuple[Positions, ...] = ("reply", "prompt", "user", "all")
+"""Positions, those at which least is changed first."""
+PRICE = 0.5
+"""What a harmless request refused weighs against a harmful one when finalists are picked; as in `demur find`."""
+MOST = 0.5
+"""Trials within the limits are preferred, if one of them refuses at least this share of the most that any refuses."""
+
+
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other beats in one aim without losing in another, in order."""
+    aims = [t.aims for t in trials]
+    return [t for t, mine in zip(trials, aims, strict=True) if not any(_beats(other, mine) for other in aims)]
+
+
+def _beats(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x >= y for x, y in zip(a, b, strict=True)) and any(x > y for x, y in zip(a, b, strict=True))
+
+
+def finalists(front: Sequence[Trial], count: int) -> list[Trial]:
+    """The most promising of the front: most harm refused, less degenerate replies and half of the benign refused."""
+    ranked = sorted(front, key=lambda t: -(t.aims[0] - PRICE * t.benign_refused.rate))
+    return ranked[:count]
+
+
+def choose(trials: Sequence[Trial], settings: CalibrationSettings) -> tuple[Trial, str]:
+    """The operating point, and the rule by which it was taken, in words."""
+    good = [t for t in trials if within_limits(t, settings)]
+    most = max(t.aims[0] for t in trials)
+    limits = (
+        f"at least {100 * settings.fluent:g} % of refusals fluent, at most {100 * settings.degenerate:g} % degenerate"
+    )
+    if good and max(t.aims[0] for t in good) >= MOST * most:
+        said = f"of those with {limits} ({len(good)} of {len(trials)})"
+    else:
+        said, good = f"of all {len(trials)}, since none with {limits} refuses half as much as the best", list(trials)
+    best = max(t.aims[0] for t in good)
+    near = [t for t in good if t.aims[0] >= best - settings.slack]
+    chosen = min(near, key=_severity)
+    rule = (
+        f"{said}, those within {100 * settings.slack:g} points of the most harm refused less degenerate replies "
+        f"({len(near)}); of these the mildest: fewest benign refused with the gate forced open, then least KL, then fewest "
+        "positions and lowest dose."
+    )
+    return chosen, rule
+
+
+def within_limits(trial: Trial, settings: CalibrationSettings) -> bool:
+    """Whether its refusals are fluent and its replies whole."""
+    fluent = trial.fluent is not None and trial.fluent.rate >= settings.fluent
+    return fluent and trial.degenerate.rate <= settings.degenerate
+
+
+def _severity(t: Trial) -> tuple[float, ...]:
+    return t.benign_refused.rate, t.kl, MILD.index(t.params["positions"]), t.params["dose"]

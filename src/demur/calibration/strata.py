@@ -1,0 +1,58 @@
+"""Strata of benign prompts: each has a false-refusal budget of its own, so that no large one can hide a small one."""
+
+from collections.abc import Sequence
+
+from demur.errors import PromptError
+from demur.records import Prompt, PromptSet
+
+PLAIN_STRATA = ("chat", "mathematics", "code", "fiction", "advice")
+"""Kinds of plain prompt that are strata; plain ones of no such category are `plain`."""
+
+
+def stratum(row: Prompt) -> str:
+    """Which stratum a benign row belongs to: `stratum` in its own columns, its kind, or what a plain one is about."""
+    if named := row.extra.get("stratum"):
+        return str(named)
+    if row.kind not in (None, "plain"):
+        return row.kind
+    return row.category if row.category in PLAIN_STRATA else "plain"
+
+
+def strata(prompts: PromptSet) -> dict[str, list[int]]:
+    """The benign rows by stratum, as numbers of rows, the largest stratum first.
+
+    Raises:
+        PromptError: no benign row.
+    """
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(prompts.rows):
+        if row.label == "benign":
+            found.setdefault(stratum(row), []).append(i)
+    if not found:
+        raise PromptError(f"{prompts.name} has no benign prompts, so no false-refusal budget can be kept; give some.")
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def harmful_by_source(prompts: PromptSet) -> dict[str, list[int]]:
+    """The harmful rows by where they come from.
+
+    Raises:
+        PromptError: no harmful row.
+    """
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(prompts.rows):
+        if row.label == "harmful":
+            found.setdefault(row.source or prompts.name, []).append(i)
+    if not found:
+        raise PromptError(f"{prompts.name} has no harmful prompts, so nothing can be tried on them; give some.")
+    return found
+
+
+def evenly_of(groups: Sequence[Sequence[int]], count: int) -> list[int]:
+    """At most `count` row numbers, as evenly over the groups as they allow."""
+    found: list[int] = []
+    left = sorted(groups, key=len)
+    for i, group in enumerate(left):
+        share = min(len(group), (count - len(found)) // (len(left) - i))
+        found += [group[j * len(group) // share] for j in range(share)]
+    return found

@@ -1,0 +1,144 @@
+"""An attention probe for harm: small, not linear, and fitted to the stream of every token that a gate reads.
+
+A mean over tokens drowns the few that make a request harmful, and a maximum listens to any; heads learn which to weigh
+(attention probes: Kantamneni et al., arXiv 2502.16681; McKenzie et al., arXiv 2506.10805).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demur.features.sensors import weights_of
+from demur.progress import bar
+
+STEPS, PER_STEP = 400, 64
+"""Steps of the optimiser, and prompts in each."""
+RATE, DECAY = 2e-3, 0.2
+"""Learning rate of AdamW, which falls to zero, and its weight decay."""
+NOISE = 0.6
+"""Gaussian noise added to the standardised stream while fitting. With none, a probe of this size learns prompts by heart:
+on our validation twins its AUC was 0.90 with a noise of 0.3 and 0.92 with this."""
+DROPOUT = 0.2
+LONGEST = 160
+"""Last tokens of a prompt that are fitted to; all are read in use."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The stream at one site on every token that a gate reads of some prompts, one prompt after the other."""
+
+    x: Float[Tensor, "tokens d_model"]
+    starts: Int[Tensor, " prompts_and_1"]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def batch(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
+        """Rows padded to one length, `[rows, tokens, d_model]`, and which tokens are real."""
+        pieces = [self.x[self.starts[i] : self.starts[i + 1]][-(longest or len(self.x)) :].float() for i in rows]
+        real = nn.utils.rnn.pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in pieces], batch_first=True)
+        return nn.utils.rnn.pad_sequence(pieces, batch_first=True), real
+
+    def pooled(self, how: str) -> Float[Tensor, "prompts d_model"]:
+        """Each prompt's mean over tokens, or its last one."""
+        ends = self.starts[1:]
+        if how == "last":
+            return self.x[ends - 1].float()
+        row = torch.repeat_interleave(torch.arange(len(self)), self.starts.diff())
+        sums = torch.zeros(len(self), self.x.shape[1])
+        for part, of in zip(self.x.split(65_536), row.split(65_536), strict=True):
+            sums.index_add_(0, of, part.float())
+        return sums / self.starts.diff()[:, None]
+
+
+class AttentionProbe(nn.Module):
+    """`bias + w · gelu(Σ_t softmax_t(Q x_t) (V x_t + c))`, as `records.AttentionSensor` says, of a standardised stream."""
+
+    def __init__(self, centre: Tensor, scale: Tensor, heads: int, width: int) -> None:
+        super().__init__()
+        self.centre, self.scale, self.heads = centre, scale, heads
+        self.query = nn.Linear(len(centre), heads, bias=False)
+        nn.init.zeros_(self.query.weight)  # a mean at first
+        self.value = nn.Linear(len(centre), heads * width)
+        self.out = nn.Linear(heads * width, 1)
+
+    def forward(
+        self, x: Float[Tensor, "rows tokens d_model"], real: Tensor, noise: float = 0.0
+    ) -> Float[Tensor, " rows"]:
+        """Log-odds of harm."""
+        x = (x - self.centre) / self.scale
+        if noise:
+            x = x + noise * torch.randn_like(x)
+        share = self.query(x).masked_fill(~real[..., None], -torch.inf).softmax(1)
+        values = self.value(x).unflatten(-1, (self.heads, -1))
+        z = (share[..., None] * values).sum(1).flatten(1)
+        return self.out(F.gelu(F.dropout(z, DROPOUT, self.training)))[:, 0]
+
+    @torch.no_grad()
+    def scores(self, streams: Streams, rows: Sequence[int], batch: int = 128) -> Float[Tensor, " rows"]:
+        """Log-odds of harm of some prompts, in the order given."""
+        self.eval()
+        rows = list(rows)
+        found = torch.zeros(len(rows))
+        order = sorted(range(len(rows)), key=lambda i: int(streams.starts[rows[i] + 1] - streams.starts[rows[i]]))
+        for start in range(0, len(order), batch):
+            group = order[start : start + batch]
+            found[group] = self(*streams.batch([rows[i] for i in group]))
+        return found
+
+    @torch.no_grad()
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What an `AttentionSensor` reads by, with centre and scale folded in: it takes the stream as it is."""
+        query, value = self.query.weight / self.scale, self.value.weight / self.scale
+        # The same for every token, the centre does not matter to a softmax.
+        found = {
+            "query": query,
+            "value": value,
+            "value_bias": self.value.bias - value @ self.centre,
+            "out": self.out.weight[0],
+        }
+        return {name: array.numpy() for name, array in found.items()}
+
+    @property
+    def bias(self) -> float:
+        """That of the score."""
+        return float(self.out.bias)
+
+
+def fit_attention(
+    streams: Streams,
+    harmful: Sequence[bool],
+    groups: Sequence[str],
+    rows: Sequence[int],
+    heads: int = 16,
+    width: int = 16,
+    seed: int = 0,
+) -> AttentionProbe:
+    """A probe fitted to the prompts `rows`, drawn by weights under which every group counts by the root of its size."""
+    rows, generator = np.asarray(rows), np.random.default_rng(seed)
+    label = np.asarray(harmful)[rows]
+    weight = weights_of(label, [groups[i] for i in rows])
+    weight = weight / weight.sum()
+    some = streams.x[:: max(1, len(streams.x) // 50_000)].float()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        probe = AttentionProbe(some.mean(0), some.std(0) + 1e-6, heads, width)
+        adam = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=DECAY)
+        with bar("fitting attention", STEPS) as progress:
+            for step in range(STEPS):
+                drawn = generator.choice(len(rows), PER_STEP, p=weight)
+                probe.train()
+                adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 30) * (1 - step / STEPS)
+                x, real = streams.batch(rows[drawn].tolist(), LONGEST)
+                wanted = torch.from_numpy(label[drawn]).float()
+                loss = F.binary_cross_entropy_with_logits(probe(x, real, NOISE), wanted)
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                progress.step(figures=f"{loss.item():.2f} nats")
+    return probe.eval().requires_grad_(False)

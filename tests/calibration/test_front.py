@@ -1,0 +1,71 @@
+"""The Pareto front against its definition, and the rule that takes the operating point from it."""
+
+import random
+
+from demur.calibration.front import choose, pareto_front
+from demur.calibration.settings import CalibrationSettings
+from demur.calibration.trials import Trial
+from demur.evaluation.statistics import Rate
+
+
+def trial(number: int, refused: int, benign: int = 0, broken: int = 0, fluent: int | None = None, kl: float = 0.1, **p):
+    return Trial(
+        number=number,
+        params={"dose": 1.0, "positions": "reply"} | p,
+        refused=Rate.of(refused, 100),
+        benign_refused=Rate.of(benign, 50),
+        degenerate=Rate.of(broken, 150),
+        fluent=Rate.of(refused if fluent is None else fluent, refused) if refused else None,
+        nats=1.0 + number / 1000,
+        kl=kl,
+    )
+
+
+def test_the_front_is_what_no_other_beats():
+    rng = random.Random(0)
+    for _ in range(20):
+        trials = [
+            trial(i, rng.randint(0, 9) * 10, rng.randint(0, 5), rng.randint(0, 3), kl=rng.choice([0.1, 0.2]))
+            for i in range(40)
+        ]
+        front = {t.number for t in pareto_front(trials)}
+        for t in trials:
+            better = [
+                o
+                for o in trials
+                if o.refused.rate - o.degenerate.rate >= t.refused.rate - t.degenerate.rate
+                and o.benign_refused.rate <= t.benign_refused.rate
+                and o.nats <= t.nats
+                and o.kl <= t.kl
+                and o.aims != t.aims
+            ]
+            assert (t.number in front) == (not better)
+        assert front
+
+
+def test_the_mildest_wins_of_those_near_the_most_refused_within_the_limits():
+    settings = CalibrationSettings()
+    trials = [
+        trial(0, 97, broken=15),  # breaks too many replies
+        trial(1, 96, fluent=80),  # not fluent
+        trial(2, 92, benign=20),
+        trial(3, 90, benign=12),  # the mildest near the best
+        trial(4, 90, benign=12, kl=0.4),
+        trial(5, 80, benign=0),
+    ]
+    chosen, rule = choose(trials, settings)
+    assert chosen.number == 3
+    assert "(4 of 6)" in rule and "(3)" in rule
+    assert choose(trials, settings.model_copy(update={"slack": 0.15}))[0].number == 5
+
+
+def test_where_nothing_keeps_to_the_limits_the_best_is_taken_and_the_rule_says_so():
+    trials = [trial(0, 90, broken=10), trial(1, 40, broken=5), trial(2, 4)]
+    chosen, rule = choose(trials, CalibrationSettings())
+    assert chosen.number == 0, "four prompts refused fluently are no operating point"
+    assert "since none" in rule
+
+
+def test_a_way_that_never_refuses_can_be_all_there_is():
+    chosen, _ = choose([trial(0, 0), trial(1, 0, positions="user")], CalibrationSettings())
+    assert chosen.number == 0

@@ -1,0 +1,122 @@
+"""What reads harm: the attention probe finds what a mean drowns, and kinds of harm are told apart."""
+
+import torch
+from sklearn.metrics import roc_auc_score
+
+from demur.features.attention import Streams, fit_attention
+from demur.features.effect import Bench
+from demur.features.reading import read_prompts, read_streams
+from demur.features.sensing import pooled_features, read_kinds, sense
+from demur.features.sensors import fit
+from demur.records import AttentionSensor, FeatureSet, JoinedSensor, Prompt
+from demur.steering.gates import AttentionState, Seen
+from tests import tiny
+
+
+def planted(seed: int) -> tuple[Streams, list[bool]]:
+    """Prompts of 5 to 30 tokens; the harmful have one token far out in a direction whose mean is the same in both."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(5, 30, (600,), generator=generator)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    x = torch.randn(int(starts[-1]), 12, generator=generator)
+    harmful = [i % 2 == 0 for i in range(600)]
+    for i in range(600):
+        rows = x[starts[i] : starts[i + 1]]
+        rows[:, 3] -= rows[:, 3].mean()
+        if harmful[i]:
+            rows[:, 3] -= 6 / len(rows)
+            rows[-1, 3] += 6
+    return Streams(x, starts), harmful
+
+
+def test_attention_finds_the_token_that_a_mean_drowns():
+    streams, harmful = planted(0)
+    fitted, fresh = list(range(400)), list(range(400, 600))
+    probe = fit_attention(streams, harmful, [""] * 600, fitted, heads=4, width=4)
+    area = roc_auc_score([harmful[i] for i in fresh], probe.scores(streams, fresh))
+    mean = streams.pooled("mean")
+    linear = fit(mean[fitted], [harmful[i] for i in fitted], [""] * 400, 12)
+    assert area > 0.95
+    assert roc_auc_score([harmful[i] for i in fresh], linear.scores(mean[fresh])) < 0.7
+
+
+def test_the_saved_arrays_read_a_stream_as_the_probe_did():
+    streams, harmful = planted(1)
+    probe = fit_attention(streams, harmful, [""] * 600, range(600), heads=4, width=4)
+    arrays = {name: torch.as_tensor(array) for name, array in probe.arrays().items()}
+    state = AttentionState(AttentionSensor(site="1.resid_post", vector="a", bias=probe.bias), arrays, 600, streams.x)
+    row = torch.repeat_interleave(torch.arange(600), streams.starts.diff())
+    state.update(Seen(streams.x, row, torch.arange(len(row)), None, torch.zeros(0, dtype=torch.long)))
+    torch.testing.assert_close(state.scores(), probe.scores(streams, range(600)), rtol=0, atol=1e-4)
+
+
+def test_the_seed_decides_the_probe_and_nothing_else_does():
+    streams, harmful = planted(2)
+    torch.manual_seed(1)
+    one = fit_attention(streams, harmful, [""] * 600, range(600), heads=2, width=2)
+    torch.manual_seed(2)
+    two = fit_attention(streams, harmful, [""] * 600, range(600), heads=2, width=2)
+    assert torch.equal(one.query.weight, two.query.weight)
+
+
+def test_streams_are_what_a_gate_reads():
+    lm, sae = tiny.lm(), tiny.sae()
+    talk = [tiny.said(text)[0] for text in ("How are you today?", "No", "Tell me of the sea, and of the sky.")]
+    streams = read_streams(lm, sae.config.site, talk)
+    pools = read_prompts(lm, sae, talk, ["max"], residual=["mean", "last"])
+    for how in ("mean", "last"):
+        torch.testing.assert_close(streams.pooled(how), pools[f"residual {how}"].float(), rtol=0.02, atol=0.02)
+    bench = Bench(tiny.lm(), tiny.sae())
+    assert pooled_features(bench, streams, "max").shape == pools["max"].shape
+
+
+def test_both_readings_are_summed_and_saved(tmp_path):
+    rows = [
+        Prompt(
+            id=f"{word} {i}",
+            prompt=f"{word} {i}",
+            label=label,
+            source="s",
+            kind="harmful" if label == "harmful" else "plain",
+        )
+        for i in range(30)
+        for word, label in (("Poison the well", "harmful"), ("Water the rose", "benign"))
+    ]
+    found = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, 4, "max", attention=True, measure=False, seed=0)
+    assert isinstance(found.sensor, JoinedSensor) and len(found.sensor.of) == 2
+    assert all(w >= 0 for w in found.sensor.weights)
+    bare = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, 4, "max", attention=False, measure=False, seed=0)
+    assert bare.sensor is None and [f.id for f in bare.features] == [f.id for f in found.features]
+    saved = FeatureSet(
+        model="m", model_hash="h", sae="s", sae_hash="h", site="1.resid_post", method="effect", how="",
+        features=tuple(found.features), sensor=found.sensor,
+    ).holding(found.arrays)  # fmt: skip
+    saved.save(tmp_path / "features.json")
+    assert FeatureSet.load(tmp_path / "features.json") == saved
+
+
+def test_a_kind_of_harm_is_read_by_the_features_that_tell_it_from_the_others():
+    generator = torch.Generator().manual_seed(0)
+    categories = ["fraud", "drugs", "privacy"] * 40 + ["theft"] * 3 + [None] * 40
+    pooled = torch.rand(len(categories), 30, generator=generator)
+    for i, category in enumerate(categories):
+        for place, name in enumerate(("fraud", "drugs", "privacy")):
+            pooled[i, place] += 3.0 * (category == name)
+    rows = [
+        Prompt(id=str(i), prompt=f"no. {i}", label="harmful" if c else "benign", category=c, source="demur")
+        for i, c in enumerate(categories)
+    ]
+    kinds = read_kinds("1.resid_post", pooled, rows, "max")
+    assert [k.name for k in kinds] == ["drugs", "fraud", "privacy"], "theft has too few prompts to learn from"
+    scores = torch.stack(
+        [pooled[:120, list(k.sensor.features)] @ torch.tensor(k.sensor.weights) + k.sensor.bias for k in kinds], dim=1
+    )
+    assert [kinds[i].name for i in scores.argmax(1).tolist()] == categories[:120]
+    assert read_kinds("1.resid_post", pooled[120:], rows[120:], "max") == ()
+    two = read_kinds(
+        "1.resid_post",
+        pooled[[i for i in range(120) if i % 3 != 1]],
+        [rows[i] for i in range(120) if i % 3 != 1],
+        "max",
+    )
+    assert [k.name for k in two] == ["fraud", "privacy"]
