@@ -2,7 +2,7 @@
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -23,6 +23,7 @@ def serve_verb(
     *,
     policy: Annotated[list[str], Parameter(negative="")] = ["gated"],  # noqa: B006 - never changed
     sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
+    engine: Literal["demur", "vllm"] = "demur",
     settings: Annotated[ServerSettings, Parameter(name="*")] = DEFAULTS,
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
 ) -> None:
@@ -33,6 +34,7 @@ def serve_verb(
     demur serve --policy gated
     demur serve --policy gated --policy paper --port 8080 --rows 32
     demur serve --policy my.toml --host 0.0.0.0 --keys keys.toml --impact impact.toml
+    demur serve --policy gated --engine vllm
 
     Parameters
     ----------
@@ -40,9 +42,14 @@ def serve_verb(
         Policies by name or file, the usual one first; files are read again when they change.
     sae
         Folder of an SAE that the policies need, where it is not the shipped one.
+    engine
+        What writes the replies: demur's own engine, or vLLM and its server (docs/vllm.md).
     """
     permitted = permits(settings)
     at = listening(settings)
+    if engine == "vllm":
+        at.close()
+        _become_vllm(settings, model, policy, sae)
     host, port = at.getsockname()[:2]
     serving = serving_of(settings, load(model), policy, sae, permitted)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -50,3 +57,12 @@ def serve_verb(
     body = {"model": serving.offer.pick(serving.offer.base).model, "messages": [{"role": "user", "content": "Hi"}]}
     say(f"next: curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d '{dumps(body)}'")
     serve(serving, at)
+
+
+def _become_vllm(settings: ServerSettings, model: ModelSettings, policies: list[str], folders: list[Path]) -> None:
+    from demur.server.vllm.starting import check_installed, command, start
+
+    check_installed()
+    words, told, ids = command(settings, model, policies, folders)
+    say(f"vLLM will serve {', '.join(ids)} at http://{settings.host}:{settings.port}/v1; Ctrl-C ends.")
+    start(words, told)

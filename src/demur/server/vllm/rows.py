@@ -128,6 +128,7 @@ class Rows:
         """The pass was made."""
         self.now = None
 
+    @torch.inference_mode()
     def edit(self, site: str, output: Any) -> Any:
         """What a block should return instead of its output; None where nothing changes.
 
