@@ -41,6 +41,8 @@ class Speaking:
         await (self.outer if scope["type"] == "http" else self.app)(scope, receive, send)
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/healthz":
+            scope = {**scope, "path": "/health", "raw_path": b"/health"}
         try:
             self._admit(scope)
             if scope["method"] == "POST" and scope["path"] in ASKED:

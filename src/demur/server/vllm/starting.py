@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from demur.errors import SettingsError
 from demur.models import embedded
@@ -56,7 +57,7 @@ def command(
     return words, told, ids
 
 
-def start(words: Sequence[str], told: dict[str, str]) -> None:
+def start(words: Sequence[str], told: dict[str, str]) -> NoReturn:
     """Becomes vLLM's server."""
     sys.stdout.flush()
     sys.stderr.flush()
