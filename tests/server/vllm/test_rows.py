@@ -79,7 +79,7 @@ def in_chunks(rows: Rows, requests: list[Request], size: int) -> list[dict[str, 
             if n:
                 parts.append((r, f"r{i}", fed[i], n))
         made, at = passed(rows, parts), 0
-        for r, id_, _, n in parts:
+        for _, id_, _, n in parts:
             i = int(id_[1:])
             for site in rows.sites:
                 found[i][site].append(made[site][at : at + n])

@@ -63,7 +63,9 @@ class Asking:
         context = config.model_config.max_model_len
         self.lm = LanguageModel(served_name(config), model, tokenizer, model, 0, context, "")
         self.menu = Menu(self.lm, {}, options.policies, options.card, options.saes)
-        check_policies((e.policy for e in self.menu.entries.values()), bool(config.scheduler_config.enable_chunked_prefill))
+        check_policies(
+            (e.policy for e in self.menu.entries.values()), bool(config.scheduler_config.enable_chunked_prefill)
+        )
 
     def picked(self, told: Mapping[str, Any]) -> Picked:
         """The policy of a request that was ordered."""
@@ -109,7 +111,9 @@ class Asking:
         picked = self.picked(wish)
         plain = {"gate": None, "open": False, "edited": 0, "fired": []}
         told = []
-        for (text, tokens, finish), of_it in zip(choices, seen if wish["steered"] else [plain] * len(choices), strict=True):
+        for (text, tokens, finish), of_it in zip(
+            choices, seen if wish["steered"] else [plain] * len(choices), strict=True
+        ):
             if of_it is None:
                 raise PolicyError("the engine does not know of a request that it has answered.")
             of_it = of_it | {"fired": tuple(Fired.model_validate(f) for f in of_it["fired"])}

@@ -98,7 +98,9 @@ def _ordering(
     if request.sampling_params is None:
         return request
     if request.prompt_token_ids is None or request.resumable:
-        raise _refusal("a prompt of embeddings, or one that is streamed in, cannot be read by a gate; send text or tokens")
+        raise _refusal(
+            "a prompt of embeddings, or one that is streamed in, cannot be read by a gate; send text or tokens"
+        )
     ids, said = request.prompt_token_ids, prompt.get(CONVERSATION) if isinstance(prompt, dict) else None
     try:
         text = prompt.get("prompt") if said is not None else None
