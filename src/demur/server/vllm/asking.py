@@ -107,15 +107,18 @@ class Asking:
     def accounts(
         self, wish: Mapping[str, Any], choices: Sequence[tuple[str, int, str]], seen: Sequence[dict | None]
     ) -> list[dict]:
-        """What is told of each choice: its text, tokens and finish, and what the engine's session reported."""
+        """What is told of each choice: its text, tokens and finish, and what the engine's session reported.
+
+        Nothing where the session does not know one of them any more.
+        """
         picked = self.picked(wish)
         plain = {"gate": None, "open": False, "edited": 0, "fired": []}
+        found = seen if wish["steered"] else [plain] * len(choices)
         told = []
-        for (text, tokens, finish), of_it in zip(
-            choices, seen if wish["steered"] else [plain] * len(choices), strict=True
-        ):
+        for (text, tokens, finish), of_it in zip(choices, found, strict=True):
             if of_it is None:
-                raise PolicyError("the engine does not know of a request that it has answered.")
+                log.warning("an answer goes without its account: more have ended unasked than rows are kept for.")
+                return []
             of_it = of_it | {"fired": tuple(Fired.model_validate(f) for f in of_it["fired"])}
             told.append(account(picked, text, tokens, finish, of_it).model_dump(mode="json"))
         return told

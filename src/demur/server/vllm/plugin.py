@@ -97,7 +97,7 @@ def _ordering(
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if request.sampling_params is None:
         return request
-    if request.prompt_token_ids is None or request.resumable:
+    if request.prompt_token_ids is None or request.prompt_embeds is not None or request.resumable:
         raise _refusal(
             "a prompt of embeddings, or one that is streamed in, cannot be read by a gate; send text or tokens"
         )
@@ -144,7 +144,7 @@ class Awaited:
     def tell(self, asking: Any, output: Any, seen: list[dict | None]) -> list[dict]:
         """Puts the account of each choice into the output, where vLLM's server passes it on."""
         accounts = asking.accounts(self.wish, list(zip(self.texts, self.tokens, self.finish, strict=True)), seen)
-        if self.wish["explain"]:
+        if self.wish["explain"] and accounts:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), "demur": accounts}
         return accounts
 
@@ -184,7 +184,9 @@ async def _telling(
                 seen = [[]]
                 if awaited.wish["steered"]:
                     seen = await self.collective_rpc("demur_report", args=awaited.question)
-                TOLD[request_id] = awaited.tell(self.input_processor.demur, output, seen[0])
+                accounts = awaited.tell(self.input_processor.demur, output, seen[0])
+                if awaited.wish["explain"] and accounts:
+                    TOLD[request_id] = accounts
                 while len(TOLD) > KEPT:
                     del TOLD[next(iter(TOLD))]
             yield output
