@@ -77,7 +77,9 @@ def _samples(
     from safetensors import safe_open
 
     with ExitStack() as opened:
-        files = {path: opened.enter_context(safe_open(path, "pt")) for path in sorted(set(where.values()))}
+        files: dict[Path, Any] = {}
+        for path in sorted(set(where.values())):
+            files[path] = opened.enter_context(safe_open(path, "pt"))  # type: ignore[arg-type]
         for name, weight in weights.items():
             part = files[where[stored[name]]].get_slice(stored[name])
             if list(part.get_shape()) != list(weight.shape):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from demur.errors import PolicyError
 from demur.models.chat import Role, label
@@ -59,9 +60,7 @@ class Asking:
             PolicyError, FileError: a policy that cannot be read, or that vLLM cannot be made to follow.
         """
         check_engine(config)
-        model: Any = None
-        context = config.model_config.max_model_len
-        self.lm = LanguageModel(served_name(config), model, tokenizer, model, 0, context, "")
+        self.lm = without_model(served_name(config), tokenizer)
         self.menu = Menu(self.lm, {}, options.policies, options.card, options.saes)
         check_policies(
             (e.policy for e in self.menu.entries.values()), bool(config.scheduler_config.enable_chunked_prefill)
@@ -122,6 +121,11 @@ class Asking:
             of_it = of_it | {"fired": tuple(Fired.model_validate(f) for f in of_it["fired"])}
             told.append(account(picked, text, tokens, finish, of_it).model_dump(mode="json"))
         return told
+
+
+def without_model(name: str, tokenizer: Any = None) -> LanguageModel:
+    """What is known of a model that runs elsewhere: its name, and how it reads text."""
+    return LanguageModel(name, None, tokenizer, nn.ModuleList(), d_model=0, context=0, hash="")
 
 
 def wished(told: Any) -> Wish:

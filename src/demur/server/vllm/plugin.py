@@ -23,7 +23,7 @@ KEPT = 1024
 
 def register() -> None:
     """Wraps vLLM's classes; a second call does nothing."""
-    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
 
     if hasattr(InputProcessor, "demur"):
         return
@@ -32,11 +32,11 @@ def register() -> None:
     if options is None:
         _wrap(InputProcessor, "process_inputs", _refusing)
         return
-    from vllm.renderers.base import BaseRenderer
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.llm_engine import LLMEngine
-    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
-    from vllm.v1.worker.gpu_worker import Worker
+    from vllm.renderers.base import BaseRenderer  # pyright: ignore[reportMissingImports]
+    from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
+    from vllm.v1.engine.llm_engine import LLMEngine  # pyright: ignore[reportMissingImports]
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState  # pyright: ignore[reportMissingImports]
+    from vllm.v1.worker.gpu_worker import Worker  # pyright: ignore[reportMissingImports]
 
     _wrap(InputProcessor, "__init__", functools.partial(_knowing, options))
     _wrap(InputProcessor, "process_inputs", _ordering)
@@ -112,7 +112,7 @@ def _ordering(
 
 
 def _refusal(why: str) -> Exception:
-    from vllm.exceptions import VLLMValidationError
+    from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 
     return VLLMValidationError(why, parameter="demur")
 

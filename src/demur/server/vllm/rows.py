@@ -121,8 +121,8 @@ class Rows:
                 position += range(start, start + count)
                 replying = replying and start >= held.prompt.ids.shape[1]
             at += count
-        tokens = [torch.tensor(column, device=self.device) for column in (where, row, position)]
-        self.now = Pass(*tokens, replying) if where else None
+        places, rows, positions = (torch.tensor(column, device=self.device) for column in (where, row, position))
+        self.now = Pass(places, rows, positions, replying) if where else None
 
     def done(self) -> None:
         """The pass was made."""

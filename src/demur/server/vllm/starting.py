@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from demur.errors import SettingsError
 from demur.models import embedded
-from demur.models.load import LanguageModel, ModelSettings, source
+from demur.models.load import ModelSettings, source
 from demur.server.settings import ServerSettings
-from demur.server.vllm.asking import Menu
+from demur.server.vllm.asking import Menu, without_model
 from demur.server.vllm.options import Options
 
 LEFT_TO_VLLM = ("max_new_tokens", "usual_tokens", "max_choices", "rate", "timeout", "drain", "on_late", "log_text")
@@ -43,9 +43,7 @@ def command(
     options = Options(policies=tuple(policies), saes=tuple(folders), impact=settings.impact)
     folder = source(model.model)
     base = "smollm2-135m" if model.model == embedded.NAME else Path(folder).name.lower()
-    unloaded: object = None
-    lm = LanguageModel(base, unloaded, unloaded, unloaded, 0, 0, "")  # type: ignore[arg-type]
-    ids = Menu(lm, {}, options.policies, options.card, options.saes).ids()
+    ids = Menu(without_model(base), {}, options.policies, options.card, options.saes).ids()
     words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folder]
     words += ["--served-model-name", base, *ids, "--host", settings.host, "--port", str(settings.port)]
     words += ["--dtype", model.dtype, "--enforce-eager", "--max-num-seqs", str(settings.rows)]

@@ -25,7 +25,7 @@ def watch(runner: Any, options: Options) -> Rows:
         ModelError: the residual stream cannot be found.
         PolicyError, SAEError, FileError: a policy that cannot be used with the model.
     """
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # pyright: ignore[reportMissingImports]
 
     if not isinstance(runner, GPUModelRunner):
         raise SettingsError(
@@ -50,7 +50,7 @@ def as_language_model(model: Any, config: Any) -> LanguageModel:
     Raises:
         ModelError: there is no list of blocks, or the files cannot be read.
     """
-    from vllm.tokenizers import cached_tokenizer_from_config
+    from vllm.tokenizers import cached_tokenizer_from_config  # pyright: ignore[reportMissingImports]
 
     about = config.model_config
     text = about.hf_text_config
