@@ -1,7 +1,7 @@
 """The plug-in: vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`).
 
 Without `DEMUR_POLICIES` vLLM is left as it is, but a request that names a policy is refused. What is changed is vLLM
-0.32's own classes, at six places, each wrapped and none replaced.
+0.32's own classes: nine methods, each wrapped and none replaced (and two of its model runner, in `watching.py`).
 """
 
 import functools
