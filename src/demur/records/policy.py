@@ -165,7 +165,7 @@ class Policy(Record):
         """Reads a policy file (TOML). With `include = "other.toml"`, what it does not say is as in that file.
 
         Raises:
-            FileError: no such file or not TOML.
+            FileError: no such file or not TOML; its vectors are not there, or others.
             PolicyError: a key or value that a policy does not have; files that include each other.
         """
         raw, where = _included(Path(path))
