@@ -142,8 +142,10 @@ def silent(bench, talk, beginnings, held, feature) -> bool:
     found = []
 
     def change(x, which):
-        found.append(bench.sae.encode(x)[:, feature])
-        return Branches(bench).clamping([held])(x, torch.zeros_like(which))
+        changed = Branches(bench).clamping([held])(x, torch.zeros_like(which))
+        # An edit starts from the activation before anything was clamped, attribution from the one after.
+        found.extend(bench.sae.encode(stream)[:, feature] for stream in (x, changed))
+        return changed
 
     for conversation in talk:
         list(Branches(bench).log_probs(conversation, beginnings, change))

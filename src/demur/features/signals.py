@@ -115,20 +115,19 @@ def attribution(
     total = torch.zeros(sae.config.d_sae)
     with bar(what, len(conversations)) as progress:
         for conversation in conversations:
-            seen: list[tuple[Tensor, Tensor]] = []
+            seen: list[Tensor] = []
 
-            def change(x: Tensor, which: Tensor, seen: list[tuple[Tensor, Tensor]] = seen) -> Tensor:
-                held_there = clamp(x, torch.zeros_like(which)).detach().requires_grad_()
-                # The present activation is the one before anything is clamped: that is what an edit starts from.
-                seen.append((held_there, sae.encode(x.detach()).float()))
-                return held_there
+            def change(x: Tensor, which: Tensor, seen: list[Tensor] = seen) -> Tensor:
+                seen.append(clamp(x, torch.zeros_like(which)).detach().requires_grad_())
+                return seen[-1]
 
             said = branches.log_probs(conversation, beginnings, change)
             sums = torch.stack([chosen(rows, b).sum() for rows, b in zip(said, beginnings, strict=True)])
             odds(sums).backward()
-            for x, f in seen:
+            for x in seen:
                 assert x.grad is not None
                 slope = x.grad.float() @ sae.W_dec.float().T
+                f = sae.encode(x.detach()).float()
                 total += ((levels.to(f) - f) * slope).sum(0).cpu()
             progress.step()
     return total / len(conversations)

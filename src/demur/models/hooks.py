@@ -55,6 +55,11 @@ def for_good(module: nn.Module, handler: Callable[[Any], Any]) -> None:
     module.register_forward_hook(lambda _module, _args, output: handler(output))
 
 
+def contiguous(module: nn.Module) -> None:
+    """What the module is given lies in one piece from now on; a product with a slice may copy its weights once a row."""
+    module.register_forward_pre_hook(lambda _module, given: (given[0].contiguous(), *given[1:]))
+
+
 def _dispatch(module: nn.Module, _args: Any, output: Any) -> Any:
     # Most blocks return the hidden states, some a tuple that begins with them.
     hidden = before = output[0] if isinstance(output, tuple) else output

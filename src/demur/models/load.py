@@ -17,6 +17,7 @@ from demur.config import Settings
 from demur.errors import ModelError, SettingsError
 from demur.models import embedded
 from demur.models.gguf import converted
+from demur.models.hooks import contiguous
 from demur.models.sites import Site, find_blocks
 
 
@@ -117,9 +118,8 @@ def wrap(model: Any, tokenizer: Any, name: str) -> LanguageModel:
     if tokenizer is not None and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if (head := model.get_output_embeddings()) is not None:
-        # transformers hands over a slice of one position, for which torch would copy the head's weights once a row: in
-        # bfloat16 a batch of 64 waited 2.3 s for its first token.
-        head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+        # transformers hands over a slice of one position: in bfloat16 a batch of 64 waited 2.3 s for its first token.
+        contiguous(head)
     return LanguageModel(
         name=name,
         model=model.eval().requires_grad_(False),

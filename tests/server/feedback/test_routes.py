@@ -11,12 +11,11 @@ from fastapi.testclient import TestClient
 
 from demur.records import Message
 from demur.server.answers import Answered
-from demur.server.app import Serving, create_app
+from demur.server.app import create_app
 from demur.server.feedback.retention import DAY
 from demur.server.feedback.routes import feedback_router, keeping
 from demur.server.feedback.store import Store
 from demur.server.keys import Key, Keys
-from demur.server.settings import ServerSettings
 from tests.server.feedback.conftest import answer
 
 ROLES = {"ann": "user", "bob": "user", "rob": "reviewer", "op": "operator"}
@@ -32,9 +31,9 @@ def kept(tmp_path):
 
 
 @pytest.fixture
-def client(kept):
+def client(kept, kitchen):
     hashed = [Key(name=n, role=r, sha256=hashlib.sha256(f"key-{n}".encode()).hexdigest()) for n, r in ROLES.items()]
-    app = create_app(Serving(ServerSettings(), Keys(keys=tuple(hashed))), [feedback_router(kept, 30)])
+    app = create_app(kitchen.serving("none", keys=Keys(keys=tuple(hashed))), [feedback_router(kept, 30)])
     with TestClient(app) as made:
         yield made
 
@@ -115,10 +114,10 @@ def test_a_store_that_is_gone_is_503_and_comes_back(client, kept):
     assert client.post("/v1/appeals", json=sent, headers=as_("ann")).status_code == 201
 
 
-def test_text_goes_when_its_time_is_up(kept):
+def test_text_goes_when_its_time_is_up(kept, kitchen):
     kept.keep(answer(1, created=time.time() - 31 * DAY))
-    app = create_app(Serving(ServerSettings()), [feedback_router(kept, 30)])
-    with TestClient(app) as client:
+    app = create_app(kitchen.serving("none"), [feedback_router(kept, 30)])
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         deadline = time.monotonic() + 10
         sent = {"answer": "chatcmpl-1", "argument": "Please."}
         # The sweep runs as the app starts.
