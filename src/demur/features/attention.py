@@ -120,8 +120,8 @@ def fit_attention(
     seed: int = 0,
 ) -> AttentionProbe:
     """A probe fitted to the prompts `rows`, drawn by weights under which every group counts by the root of its size."""
-    rows, generator = np.asarray(rows), np.random.default_rng(seed)
-    label = np.asarray(harmful)[rows]
+    generator = np.random.default_rng(seed)
+    label = np.asarray(harmful)[list(rows)]
     weight = weights_of(label, [groups[i] for i in rows])
     weight = weight / weight.sum()
     some = streams.x[:: max(1, len(streams.x) // 50_000)].float()
@@ -134,7 +134,7 @@ def fit_attention(
                 drawn = generator.choice(len(rows), PER_STEP, p=weight)
                 probe.train()
                 adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 30) * (1 - step / STEPS)
-                x, real = streams.batch(rows[drawn].tolist(), LONGEST)
+                x, real = streams.batch([rows[i] for i in drawn], LONGEST)
                 wanted = torch.from_numpy(label[drawn]).float()
                 loss = F.binary_cross_entropy_with_logits(probe(x, real, NOISE), wanted)
                 adam.zero_grad()

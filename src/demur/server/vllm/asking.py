@@ -137,7 +137,9 @@ def wished(told: Any) -> Wish:
     if isinstance(told, str) and not told.lstrip().startswith("{"):
         policy, _, at = told.partition(":")
         level, *kinds = at.split(",")
-        told = {"policy": policy or None, "level": level or None, "kinds": dict(k.partition("=")[::2] for k in kinds)}
+        pairs = (kind.partition("=") for kind in kinds)
+        by_kind = {name: value for name, _, value in pairs}
+        told = {"policy": policy or None, "level": level or None, "kinds": by_kind}
     try:
         return Wish.model_validate(json.loads(told) if isinstance(told, str) else told or {})
     except (ValidationError, ValueError) as error:
