@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from demur.errors import PromptError, SettingsError
-from demur.features import attention
+from demur.features import attention, sensing
 from demur.features import find as finding
 from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
@@ -148,6 +148,7 @@ def test_find_measures_sensors_and_probe_and_saves_them(tmp_path, monkeypatch):
     monkeypatch.setattr(finding, "_effect", lambda *a: {"features": [], "how": "none"})
     monkeypatch.setattr(finding, "with_evidence", lambda bench, features, seed: tuple(features))
     monkeypatch.setattr(attention, "STEPS", 5)
+    monkeypatch.setattr(sensing, "FEWEST", 0)
     bench, settings = Bench(tiny.lm(), tiny.sae()), FindSettings(held_out=True, sensors=32)
     found = find(bench, prompts(("a", "b", "c")), prompts(("v",)), settings, "tiny")
     assert [h.reader for h in found.held_out] == ["32 sensors", "dense probe", "attention probe"]

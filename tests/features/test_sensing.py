@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from demur.features import sensing
 from demur.features.attention import Streams, fit_attention
 from demur.features.effect import Bench
 from demur.features.reading import read_prompts, read_streams
@@ -83,7 +84,8 @@ def test_pooled_features_are_the_full_encodes_pooled(pooling):
     torch.testing.assert_close(pooled_features(bench, streams, pooling), wanted)
 
 
-def test_both_readings_are_summed_and_saved(tmp_path):
+def test_both_readings_are_summed_and_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(sensing, "FEWEST", 60)
     rows = [
         Prompt(
             id=f"{word} {i}",
@@ -98,7 +100,8 @@ def test_both_readings_are_summed_and_saved(tmp_path):
     found = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, 4, "max", attention=True, measure=False, seed=0)
     assert isinstance(found.sensor, JoinedSensor) and len(found.sensor.of) == 2
     assert all(w >= 0 for w in found.sensor.weights)
-    bare = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, 4, "max", attention=False, measure=False, seed=0)
+    monkeypatch.setattr(sensing, "FEWEST", 61)
+    bare = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, 4, "max", attention=True, measure=False, seed=0)
     assert bare.sensor is None and [f.id for f in bare.features] == [f.id for f in found.features]
     saved = FeatureSet(
         model="m", model_hash="h", sae="s", sae_hash="h", site="1.resid_post", method="effect", how="",

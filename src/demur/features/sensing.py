@@ -38,6 +38,8 @@ from demur.records import (
     Sensor,
 )
 
+FEWEST = 1000
+"""Training prompts below which there is no attention probe: with fewer it reads worse than features do."""
 VECTOR = "attention"
 """Name of the probe's arrays in the file of vectors."""
 APART = 10
@@ -81,10 +83,11 @@ def sense(
         sources: Where each comes from.
         count: Most features that are read.
         pooling: How a feature's activations on a prompt become one.
-        attention: Whether an attention probe is read, too.
+        attention: Whether an attention probe is read, too, where there are prompts enough for one.
         measure: Whether all is fitted again without two sources at a time, and measured on those.
         seed: Of the probe, and of intervals.
     """
+    attention = attention and len(rows) >= FEWEST
     harmful = [row.label == "harmful" for row in rows]
     groups = [f"{source} {row.kind}" for source, row in zip(sources, rows, strict=True)]
     streams = read_streams(bench.lm, bench.sae.config.site, [row.conversation for row in rows])

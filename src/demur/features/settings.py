@@ -74,7 +74,8 @@ class FindSettings(Settings):
     pooling: Pooling = "max"
     """How a sensor's activations on a prompt become one."""
     attention: bool = True
-    """Also read harm by an attention probe of the stream, which tells harm from its look-alikes better than features do."""
+    """Also read harm by an attention probe of the stream, which tells harm from its look-alikes better than features do,
+    given a thousand training prompts or more."""
     held_out: bool = False
     """Also fit the sensors, and a dense probe beside them, without two sources at a time, and measure them there."""
     seed: int = 0

@@ -218,7 +218,7 @@ class Appeal:
     def __init__(self, desk: Desk, seen: Visitor, answer: str) -> None:
         self.desk, self.seen, self.answer = desk, seen, answer
         self.open = button("This should not have been refused", self.show)
-        with Tag("dialog", classes="dialog", aria_label="Appeal") as self.dialog:
+        with Tag("dialog", classes="dialog", aria_label="Appeal against this answer") as self.dialog:
             Tag("h2", "Appeal against this answer")
             days = f"{desk.serving.card.retention_days} days"
             Tag(
