@@ -75,3 +75,10 @@ def test_ways_that_differ_in_name_only_take_one_place_among_the_finalists():
     same = [trial(0, 90, decay=d, hold=0).model_copy(update={"number": d, "nats": 1.0}) for d in (0, 4, 8)]
     other = trial(9, 80, kl=0.05)
     assert [t.number for t in finalists([*same, other], 2)] == [0, 9]
+
+
+def test_a_dose_with_some_to_spare_is_a_finalist_beside_one_that_is_just_enough():
+    enough, spare = trial(0, 90, kl=0.001, dose=0.9), trial(1, 90, kl=0.01).model_copy(update={"nats": 1.0})
+    worse = trial(2, 60, kl=0.0001)
+    assert pareto_front([enough, spare, worse]) == [enough, worse]
+    assert [t.number for t in finalists([enough, spare, worse], 2)] == [0, 1]

@@ -192,7 +192,7 @@ def _searched(
 ) -> Front:
     settings = ground.settings
     front = pareto_front(trials)
-    best = finalists(front, settings.finalists)
+    best = finalists(trials, settings.finalists)
     more = round(settings.tried_benign * settings.confirmed / settings.tried)
     bad = [validation.rows[i] for i in _harmful(validation, scores, line, settings.confirmed)]
     good = [validation.rows[i] for i in _benign(validation, scores, max(1, more))]

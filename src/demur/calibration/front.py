@@ -24,10 +24,14 @@ def _beats(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x >= y for x, y in zip(a, b, strict=True)) and any(x > y for x, y in zip(a, b, strict=True))
 
 
-def finalists(front: Sequence[Trial], count: int) -> list[Trial]:
-    """The most promising of the front: most harm refused, less degenerate replies and half of the benign refused."""
+def finalists(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """The most promising trials: most harm refused, less degenerate replies and half of the benign refused.
+
+    Of all, not of the front alone: on few prompts a dose that is just enough ties with one that has some to spare, and
+    with less KL beats it; which of them holds is what the finals are for.
+    """
     # Of ways that differ in name only, such as a decay after a dose that never falls, one.
-    different = {t.aims: t for t in reversed(front)}.values()
+    different = {t.aims: t for t in reversed(trials)}.values()
     ranked = sorted(reversed(different), key=lambda t: -(t.aims[0] - PRICE * t.benign_refused.rate))
     return ranked[:count]
 

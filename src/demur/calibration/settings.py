@@ -61,7 +61,7 @@ class CalibrationSettings(Settings):
     confirmed: int = Field(default=96, gt=0)
     """As `tried`, for the finalists, between which is chosen; benign ones in proportion."""
     finalists: int = Field(default=5, gt=0)
-    """Points of the front that are measured again on more prompts."""
+    """The most promising ways, which are measured again on more prompts."""
     max_new_tokens: int = Field(default=48, gt=0)
     """Longest reply, in tokens, while trying."""
     fluent: float = Field(default=0.95, ge=0, le=1)

@@ -47,8 +47,11 @@ class FindSettings(Settings):
     """Harmful, and as many benign, validation prompts on which `effect` tries each of its shortlist by generating."""
     singles: int = Field(default=4, ge=0)
     """Most candidates that refuse by themselves and are added to those that descent chose."""
-    slack: float = Field(default=0.05, ge=0, le=1)
-    """Share of the harmful validation prompts whose refusal may be lost by pruning."""
+    pruned: int = Field(default=64, gt=0)
+    """Harmful validation prompts on which `effect` tries smaller and smaller sets. On 24, on the embedded model, it took for
+    as good as the whole (85 %) a set that refuses 62 % of others."""
+    slack: float = Field(default=0.02, ge=0, le=1)
+    """Share of them whose refusal may be lost by pruning."""
     replies: int = Field(default=64, gt=1)
     """Harmful training prompts whose replies are contrasted."""
     scored: int = Field(default=6, gt=0)

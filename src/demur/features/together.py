@@ -107,7 +107,7 @@ def find_together(
         folder,
         "pruned",
         Pruned,
-        lambda: prune(bench, branches, amounts, scored, bad.sample(s.tried).rows, openings, s.slack),
+        lambda: prune(bench, branches, amounts, scored, bad.sample(s.pruned).rows, openings, s.slack),
     )
     some = [p.conversation for p in evenly(harmful, s.attributed)]
     links = part(
@@ -169,6 +169,6 @@ def _in_words(
         f"{settings.singly} each by generating); those that descent through the model weighs most, and at most "
         f"{settings.singles} that refuse alone, fitted together to {len(settings.openings)} first sentences of refusals "
         f"and then to what the model says when it is free, on {prompts} harmful training prompts; of {len(amounts)} "
-        f"features {len(pruned.amounts)} kept by backward elimination ({pruned.whole:.0%} of {settings.tried} harmful "
+        f"features {len(pruned.amounts)} kept by backward elimination ({pruned.whole:.0%} of {settings.pruned} harmful "
         f"validation prompts refused before, {after:.0%} after)."
     )
