@@ -22,9 +22,11 @@ from typing import Any
 from demur.data.prompts import load_prompts
 from demur.evaluation.statistics import Rate
 from demur.features.effect import Bench, try_policies
-from demur.features.find import FindSettings, spread, usual_norm
-from demur.features.optimise import optimise
+from demur.features.find import spread
+from demur.features.optimise import descend, refit
 from demur.features.purpose import harm
+from demur.features.replies import sentences, usual_norm
+from demur.features.settings import FindSettings
 from demur.models.load import ModelSettings
 from demur.records import PromptSet
 
@@ -43,8 +45,9 @@ def writing(bench: Bench, train: PromptSet, validation: PromptSet, tried: int) -
     settings = FindSettings()
     learnt = spread(train.where(label="harmful"), settings.rehearsed)
     norm = usual_norm(bench, [p.conversation for p in learnt])
-    refusals = [bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in settings.openings]
-    chosen = optimise(bench, learnt, refusals, settings.actuators, norm, 0)
+    refusals = sentences(bench, settings.openings)
+    heaviest = dict(list(descend(bench, learnt, refusals, norm, seed=0).items())[: settings.actuators])
+    chosen = refit(bench, learnt, refusals, heaviest, norm, seed=0)
     harmful = spread(validation.where(label="harmful"), tried)
     benign = spread(validation.where(label="benign"), tried)
     policies = [bench.raising({f: d * v for f, v in chosen.items()}, "reply") for d in DOSES]

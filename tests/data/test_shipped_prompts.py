@@ -142,8 +142,7 @@ def test_no_opening_is_worn_out():
     for label in ("harmful", "benign"):
         rows = [text(r) for r in EVERY if "form" in r.extra and r.label == label]
         openings = Counter(" ".join(t.lower().split()[:5]) for t in rows)
-        assert max(openings.values()) <= 12
-        assert np.mean([openings[" ".join(t.lower().split()[:5])] <= 3 for t in rows]) > 0.95
+        assert max(openings.values()) <= 3
 
 
 def test_the_fast_comparison_agrees_with_a_loop():

@@ -7,11 +7,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from demur.features import sensing
-from demur.features.attention import Streams, fit_attention
+from demur.features.attention import fit_attention
 from demur.features.effect import Bench
-from demur.features.reading import read_prompts, read_streams
+from demur.features.reading import Streams, read_prompts, read_streams
 from demur.features.sensing import pooled_features, read_kinds, sense
 from demur.features.sensors import fit
+from demur.features.settings import FindSettings
 from demur.records import AttentionSensor, FeatureSet, JoinedSensor, Prompt
 from demur.steering.gates import AttentionState, Seen
 from tests import tiny
@@ -97,11 +98,11 @@ def test_both_readings_are_summed_and_saved(tmp_path, monkeypatch):
         for i in range(30)
         for word, label in (("Poison the well", "harmful"), ("Water the rose", "benign"))
     ]
-    found = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, 4, "max", attention=True, measure=False, seed=0)
+    found = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, FindSettings(sensors=4))
     assert isinstance(found.sensor, JoinedSensor) and len(found.sensor.of) == 2
     assert all(w >= 0 for w in found.sensor.weights)
     monkeypatch.setattr(sensing, "FEWEST", 61)
-    bare = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, 4, "max", attention=True, measure=False, seed=0)
+    bare = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, FindSettings(sensors=4))
     assert bare.sensor is None and [f.id for f in bare.features] == [f.id for f in found.features]
     saved = FeatureSet(
         model="m", model_hash="h", sae="s", sae_hash="h", site="1.resid_post", method="effect", how="",

@@ -1,18 +1,18 @@
 """An attention probe for harm: small, not linear, and fitted to the stream of every token that a gate reads.
 
 A mean over tokens drowns the few that make a request harmful, and a maximum listens to any; heads learn which to weigh
-(attention probes: Kantamneni et al., arXiv 2502.16681; McKenzie et al., arXiv 2506.10805).
+(attention probes: McKenzie et al., arXiv 2506.10805).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demur.features.reading import Streams
 from demur.features.sensors import weights_of
 from demur.progress import bar
 
@@ -21,39 +21,11 @@ STEPS, PER_STEP = 400, 64
 RATE, DECAY = 2e-3, 0.2
 """Learning rate of AdamW, which falls to zero, and its weight decay."""
 NOISE = 0.6
-"""Gaussian noise added to the standardised stream while fitting. With none, a probe of this size learns prompts by heart:
-on our validation twins its AUC was 0.90 with a noise of 0.3 and 0.92 with this."""
+"""Gaussian noise added to the standardised stream while fitting: with little of it a probe of this size learns prompts by
+heart."""
 DROPOUT = 0.2
 LONGEST = 160
 """Last tokens of a prompt that are fitted to; all are read in use."""
-
-
-@dataclass(frozen=True)
-class Streams:
-    """The stream at one site on every token that a gate reads of some prompts, one prompt after the other."""
-
-    x: Float[Tensor, "tokens d_model"]
-    starts: Int[Tensor, " prompts_and_1"]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def batch(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
-        """Rows padded to one length, `[rows, tokens, d_model]`, and which tokens are real."""
-        pieces = [self.x[self.starts[i] : self.starts[i + 1]][-(longest or len(self.x)) :].float() for i in rows]
-        real = nn.utils.rnn.pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in pieces], batch_first=True)
-        return nn.utils.rnn.pad_sequence(pieces, batch_first=True), real
-
-    def pooled(self, how: str) -> Float[Tensor, "prompts d_model"]:
-        """Each prompt's mean over tokens, or its last one."""
-        ends = self.starts[1:]
-        if how == "last":
-            return self.x[ends - 1].float()
-        row = torch.repeat_interleave(torch.arange(len(self)), self.starts.diff())
-        sums = torch.zeros(len(self), self.x.shape[1])
-        for part, of in zip(self.x.split(65_536), row.split(65_536), strict=True):
-            sums.index_add_(0, of, part.float())
-        return sums / self.starts.diff()[:, None]
 
 
 class AttentionProbe(nn.Module):

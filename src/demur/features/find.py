@@ -218,16 +218,7 @@ def _rank_by_effect(
 
 def _sensed(bench: Bench, train: PromptSet, settings: FindSettings) -> Sensed:
     rows = [row for group in by_source(train).values() for row in evenly(group, settings.per_source)]
-    return sense(
-        bench,
-        rows,
-        [row.source or train.name for row in rows],
-        settings.sensors,
-        settings.pooling,
-        settings.attention,
-        settings.held_out,
-        settings.seed,
-    )
+    return sense(bench, rows, [row.source or train.name for row in rows], settings)
 
 
 def by_source(prompts: PromptSet) -> dict[tuple[str, str, str], list[Prompt]]:

@@ -14,6 +14,7 @@ source, but not these). The difference is what style was worth.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -21,14 +22,23 @@ from torch import Tensor
 
 from demur.errors import PromptError
 from demur.evaluation.statistics import areas
-from demur.features.sensors import Reading, fit
+from demur.features.sensors import fit
 from demur.progress import bar
 from demur.records import HeldOut, HeldOutPair
 
 FOLDS = 5
 
-Fit = Callable[[Tensor, Sequence[bool], Sequence[str]], Reading]
-"""From pooled activations, labels and groups to a reading of harm, as `sensors.fit` with its count."""
+
+class Reader(Protocol):
+    """What a fit gives: a `sensors.Reading`, or another that scores prompts."""
+
+    def scores(self, pooled: Float[Tensor, "prompts width"]) -> Float[Tensor, " prompts"]:
+        """Log-odds of harm."""
+        ...
+
+
+Fit = Callable[[Tensor, Sequence[bool], Sequence[str]], Reader]
+"""From pooled activations, labels and groups to what reads harm, as `sensors.fit` with its count."""
 
 
 def held_out(

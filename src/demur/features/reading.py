@@ -1,13 +1,14 @@
 """Features read on prompts: what a gate would see, for many prompts at once."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from demur.activations.harvest import read
-from demur.features.attention import Streams
 from demur.models.chat import Role, tokens_and_roles
 from demur.models.load import LanguageModel
 from demur.progress import bar
@@ -16,6 +17,34 @@ from demur.sae.sae import SAE
 from demur.steering.session import TAIL
 
 POOL = {"max": lambda f: f.amax(0), "mean": lambda f: f.mean(0), "last": lambda f: f[-1]}
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The stream at one site on every token that a gate reads of some prompts, one prompt after the other."""
+
+    x: Float[Tensor, "tokens d_model"]
+    starts: Int[Tensor, " prompts_and_1"]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def batch(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
+        """Rows padded to one length, `[rows, tokens, d_model]`, and which tokens are real."""
+        pieces = [self.x[self.starts[i] : self.starts[i + 1]][-(longest or len(self.x)) :].float() for i in rows]
+        real = pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in pieces], batch_first=True)
+        return pad_sequence(pieces, batch_first=True), real
+
+    def pooled(self, how: str) -> Float[Tensor, "prompts d_model"]:
+        """Each prompt's mean over tokens, or its last one."""
+        ends = self.starts[1:]
+        if how == "last":
+            return self.x[ends - 1].float()
+        row = torch.repeat_interleave(torch.arange(len(self)), self.starts.diff())
+        sums = torch.zeros(len(self), self.x.shape[1])
+        for part, of in zip(self.x.split(65_536), row.split(65_536), strict=True):
+            sums.index_add_(0, of, part.float())
+        return sums / self.starts.diff()[:, None]
 
 
 def read_prompts(

@@ -20,11 +20,12 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from demur.data.categories import kind_of
-from demur.features.attention import AttentionProbe, Streams, fit_attention
+from demur.features.attention import AttentionProbe, fit_attention
 from demur.features.effect import Bench
 from demur.features.held_out import beside_a_probe, held_out
-from demur.features.reading import read_streams
-from demur.features.sensors import RARE, Reading, fit, weights_of
+from demur.features.reading import Streams, read_streams
+from demur.features.sensors import RARE, fit, weights_of
+from demur.features.settings import FindSettings
 from demur.progress import bar
 from demur.records import (
     AttentionSensor,
@@ -65,29 +66,10 @@ class Sensed:
     held_out: tuple[HeldOut, ...] = ()
 
 
-def sense(
-    bench: Bench,
-    rows: Sequence[Prompt],
-    sources: Sequence[str],
-    count: int,
-    pooling: Pooling,
-    attention: bool,
-    measure: bool,
-    seed: int,
-) -> Sensed:
-    """Readings of harm fitted to `rows`.
-
-    Args:
-        bench: Model and SAE.
-        rows: Training prompts, harmful and benign.
-        sources: Where each comes from.
-        count: Most features that are read.
-        pooling: How a feature's activations on a prompt become one.
-        attention: Whether an attention probe is read, too, where there are prompts enough for one.
-        measure: Whether all is fitted again without two sources at a time, and measured on those.
-        seed: Of the probe, and of intervals.
-    """
-    attention = attention and len(rows) >= FEWEST
+def sense(bench: Bench, rows: Sequence[Prompt], sources: Sequence[str], settings: FindSettings) -> Sensed:
+    """Readings of harm fitted to `rows`: training prompts, harmful and benign; `sources` says where each comes from."""
+    count, pooling, seed = settings.sensors, settings.pooling, settings.seed
+    attention = settings.attention and len(rows) >= FEWEST
     harmful = [row.label == "harmful" for row in rows]
     groups = [f"{source} {row.kind}" for source, row in zip(sources, rows, strict=True)]
     streams = read_streams(bench.lm, bench.sae.config.site, [row.conversation for row in rows])
@@ -99,7 +81,7 @@ def sense(
         for f, level, weight, auc in zip(reading.features, levels, reading.weights, reading.areas, strict=True)
     ]
     found: tuple[HeldOut, ...] = ()
-    if measure:
+    if settings.held_out:
         found = beside_a_probe(pooled, streams.pooled("mean"), harmful, sources, groups, count, seed)
         if attention:
             # What is left out of, and fitted to, are rows of the streams; their numbers stand for them.
@@ -213,21 +195,20 @@ def _tenth(row: Prompt) -> bool:
 
 
 @dataclass(frozen=True)
-class _OnStreams(Reading):
-    # A probe where a reading of a matrix is expected: the matrix has one column, the numbers of the rows.
-    probe: AttentionProbe | None = None
-    streams: Streams | None = None
+class _OnStreams:
+    # A probe where what reads a matrix is expected: the matrix has one column, the numbers of the rows.
+    probe: AttentionProbe
+    streams: Streams
 
     def scores(self, pooled: Tensor) -> Tensor:
-        assert self.probe is not None and self.streams is not None
         return self.probe.scores(self.streams, pooled[:, 0].long().tolist())
 
 
 def _attention_on(
     streams: Streams, seed: int, numbers: Tensor, harmful: Sequence[bool], groups: Sequence[str]
-) -> Reading:
+) -> _OnStreams:
     rows = numbers[:, 0].long().tolist()
     label, group = [False] * len(streams), [""] * len(streams)
     for i, h, g in zip(rows, harmful, groups, strict=True):
         label[i], group[i] = h, g
-    return _OnStreams([], [], 0.0, [], fit_attention(streams, label, group, rows, seed=seed), streams)
+    return _OnStreams(fit_attention(streams, label, group, rows, seed=seed), streams)

@@ -48,8 +48,8 @@ class FindSettings(Settings):
     singles: int = Field(default=4, ge=0)
     """Most candidates that refuse by themselves and are added to those that descent chose."""
     pruned: int = Field(default=64, gt=0)
-    """Harmful validation prompts on which `effect` tries smaller and smaller sets. On 24, on the embedded model, it took for
-    as good as the whole (85 %) a set that refuses 62 % of others."""
+    """Harmful validation prompts on which `effect` tries smaller and smaller sets; on few, one that lost much was taken
+    for as good as the whole."""
     slack: float = Field(default=0.02, ge=0, le=1)
     """Share of them whose refusal may be lost by pruning."""
     replies: int = Field(default=64, gt=1)
