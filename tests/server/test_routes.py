@@ -218,6 +218,7 @@ def test_every_level_is_a_model_and_the_account_says_which(kitchen, go):
                 told = (await client.post("/v1/chat/completions", json=asked(model=id_))).json()
                 assert told["model"] == id_
                 assert told["demur"]["level"] == id_.split(":")[1]
+                assert told["demur"]["policy"] == ("none" if "/none" in id_ else "kinds")  # without the level
             off = (await client.post("/v1/chat/completions", json=asked(model="tiny-llama:off"))).json()
             plain = said("none", "Hi")[0]
             assert off["choices"][0]["message"]["content"] == plain

@@ -33,9 +33,7 @@ class Answer:
         self.serving, self.request, self.caller, self.picked = serving, request, caller, picked
         self.messages, self.id, self.prompt_tokens, self.created = messages, id_, prompt_tokens, int(time.time())
         self.fingerprint = f"{serving.lm.hash}-{picked.hash}"
-        request.state.facts.update(
-            id=id_, policy=picked.policy.name, policy_hash=picked.hash, policy_level=picked.level
-        )
+        request.state.facts.update(id=id_, policy=picked.name, policy_hash=picked.hash, policy_level=picked.level)
 
     def usage(self, ended: list[Ended]) -> Usage:
         """Tokens read and written."""
@@ -58,7 +56,7 @@ class Answer:
                 created=self.created,
                 caller=self.caller.name,
                 model=self.picked.model,
-                policy=self.picked.policy.name,
+                policy=self.picked.name,
                 policy_hash=self.picked.hash,
                 level=self.picked.level,
                 messages=self.messages,

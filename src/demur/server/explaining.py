@@ -67,7 +67,7 @@ def account(picked: Picked, text: str, tokens: int, finish: str, seen: dict[str,
     if finish == "content_filter":
         why = [*why, "the reply was ended there, before what had been held back."]
     return Account(
-        policy=policy.name,
+        policy=picked.name,
         policy_hash=picked.hash,
         level=picked.level,
         gate=_number(score),

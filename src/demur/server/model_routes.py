@@ -50,5 +50,5 @@ async def metrics(request: Request, _caller: Annotated[Caller, Depends(require("
 
 def _model(serving: Serving, id_: str) -> Model:
     picked = serving.offer.pick(id_)
-    about = {"policy": picked.policy.name, "policy_hash": picked.hash, "level": picked.level}
+    about = {"policy": picked.name, "policy_hash": picked.hash, "level": picked.level}
     return Model(id=picked.model, created=STARTED, demur=about)

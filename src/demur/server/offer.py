@@ -29,6 +29,8 @@ class Picked:
 
     model: str
     """Its model id."""
+    name: str
+    """The policy's own, without the level."""
     level: LevelName
     policy: Policy
     hash: str
@@ -107,7 +109,7 @@ class Offer:
         key = (wanted, tuple(sorted(by_kind.items())))
         if key not in entry.picked:
             made = at_level(entry.policy, wanted, by_kind)
-            entry.picked[key] = Picked(self._id(name, wanted), wanted, made, made.hash, entry.known)  # type: ignore[arg-type]
+            entry.picked[key] = Picked(self._id(name, wanted), name, wanted, made, made.hash, entry.known)  # type: ignore[arg-type]
         return entry.picked[key]
 
     def refresh(self) -> None:

@@ -1,6 +1,5 @@
 """`demur serve`: a policy → an OpenAI-compatible API, a page, and what becomes of refusals."""
 
-from json import dumps
 from pathlib import Path
 from shlex import split
 from typing import Annotated, Literal, NoReturn
@@ -8,23 +7,16 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import Parameter
 
 from demur.errors import FileError, SettingsError
-from demur.models.load import ModelSettings, load
-from demur.records import FeatureSet
-from demur.steering.policies import shipped
+from demur.models.load import ModelSettings
 from demur.verbs.output import DEFAULT_MODEL, say
 
+MISSING = "demur serve needs {}; type `pip install 'demur[server]'`."
+
 try:
-    from demur.server.app import create_app
-    from demur.server.feedback.database import usual_place
-    from demur.server.feedback.routes import feedback_router, keeping
-    from demur.server.feedback.store import Store
-    from demur.server.page.desk import Desk
-    from demur.server.page.mount import add_page
-    from demur.server.run import listening, permits, serve, serving_of
-    from demur.server.serving import Serving
+    from demur.server.run import listening, permits
     from demur.server.settings import ServerSettings
 except ModuleNotFoundError as error:  # the extra is not installed
-    raise SettingsError(f"demur serve needs {error.name}; type `pip install 'demur[server]'`.") from error
+    raise SettingsError(MISSING.format(error.name)) from error
 
 DEFAULTS = ServerSettings()
 
@@ -77,32 +69,22 @@ def serve_verb(
     permitted = permits(settings)
     if vllm and engine != "vllm":
         raise SettingsError(f"--vllm {vllm!r} is for vLLM's server; add --engine vllm, or leave it out.")
+    if engine == "vllm" and (store or runs or features):
+        raise SettingsError(
+            "--store, --runs and --features are for demur's own engine; leave them out, or --engine vllm."
+        )
     at = listening(settings)
-    host, port = at.getsockname()[:2]
     if engine == "vllm":
+        port = at.getsockname()[1]
         at.close()
         _become_vllm(settings.model_copy(update={"port": port}), model, policy, sae, vllm)
-    serving = serving_of(settings, load(model), policy, sae, permitted)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f"serving {', '.join(serving.offer.ids())} at {where}/v1; Ctrl-C ends.")
-    body = {"model": serving.offer.pick(serving.offer.base).model, "messages": [{"role": "user", "content": "Hi"}]}
-    say(f"next: curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d '{dumps(body)}'")
-    kept = Store.open(store or usual_place())
-    days = serving.card.retention_days
-    serving.listeners.append(keeping(kept, days))
-    app = create_app(serving, [feedback_router(kept, days)])
-    if page:
-        add_page(app, Desk(serving, kept, _known(serving, features), runs))
-        say(f"page: {where}/")
-    serve(app, at)
-
-
-def _known(serving: Serving, given: list[Path]) -> list[FeatureSet]:
-    if given:
-        return [FeatureSet.load(path) for path in given]
-    used = {h for entry in serving.offer.entries.values() for h in entry.policy.saes.values()}
-    found = [FeatureSet.load(path) for path in sorted(shipped().glob("features-*.json"))]
-    return [f for f in found if f.sae_hash in used]
+    try:
+        # vLLM's own environment has none of what the store and the page are made of.
+        from demur.verbs.serve_here import serve_here
+    except ModuleNotFoundError as error:
+        at.close()
+        raise SettingsError(MISSING.format(error.name)) from error
+    serve_here(settings, model, policy, sae, permitted, at, store, page, runs, features)
 
 
 def _become_vllm(

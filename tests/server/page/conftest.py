@@ -17,7 +17,8 @@ from tests.server.process import Process
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+# Of the module: while it is open, its event loop runs in this thread, and another test can run none of its own.
+@pytest.fixture(scope="module")
 def browser():
     pytest.importorskip("nicegui", reason="the extra `server` is not installed")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; make setup installs it")
