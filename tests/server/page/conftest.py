@@ -95,6 +95,7 @@ def server(tmp_path_factory):
     with Process(*words) as made:
         made.store = folder / "feedback.db"
         yield made
+        assert not any("Traceback" in line for line in made.log)
 
 
 @pytest.fixture
@@ -115,7 +116,6 @@ def visit(browser, server):
         )
         page.goto(f"{server.url}/page/{path}")
         page.get_by_role("main").wait_for()
-        page.wait_for_timeout(1500)  # what is shown first is not connected yet
         return page
 
     yield open_

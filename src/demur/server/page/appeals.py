@@ -41,7 +41,7 @@ class Appeals:
         await self._load_more()
 
     async def _load_more(self) -> None:
-        seen = await visitor(self.desk)
+        seen = visitor(self.desk)
         self.told.text = ""
         self.told.classes(remove="bad")
         state: State | None = self.state.value or None  # type: ignore[assignment]
@@ -117,7 +117,7 @@ class _Card:
 
     def _decides(self, decision: Decision) -> Callable[[], Awaitable[None]]:
         async def decide() -> None:
-            caller = (await visitor(self.desk)).caller
+            caller = visitor(self.desk).caller
             if caller is None or not caller.may("reviewer"):
                 self.told.text = "Deciding is for reviewers."
                 return

@@ -133,7 +133,7 @@ class Mover:
 
     async def answer(self) -> None:
         """Answers both ways."""
-        caller = (await visitor(self.desk)).caller
+        caller = visitor(self.desk).caller
         self.told.classes(remove="bad")
         # Whoever may set any feature may undo any policy.
         if caller is None or not caller.may("operator"):

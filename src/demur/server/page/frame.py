@@ -1,7 +1,5 @@
 """The frame around every view: title, the four views, who one is, light or dark."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -34,23 +32,24 @@ class Visitor:
         return self.desk.caller(self.key)
 
 
-async def visitor(desk: Desk) -> Visitor:
-    """Who has opened the page, once the browser is there."""
-    await ui.context.client.connected()
+def visitor(desk: Desk) -> Visitor:
+    """Who has opened the page."""
     return Visitor(desk, memory.storage.tab)
 
 
-async def admitted(desk: Desk) -> bool:
+def admitted(desk: Desk) -> bool:
     """Whether whoever looks has a key that is known; if not, they are told."""
-    known = (await visitor(desk)).caller is not None
+    known = visitor(desk).caller is not None
     if not known:
         remark("This is shown to those who have a key: give yours at the top of the page.")
     return known
 
 
-@contextmanager
-def frame(desk: Desk, view: str, lead: str) -> Iterator[Tag]:
-    """The page around a view; the block fills its main part."""
+async def frame(desk: Desk, view: str, lead: str) -> Tag:
+    """The page around a view, and its main part to be filled, once the browser is there.
+
+    Nothing that can be typed into or pressed is shown before: the server would not hear of it.
+    """
     ui.page_title(f"{VIEWS[view]} · demur")
     ui.add_css(STYLE)
     # NiceGUI's page is the `main` of its layout; what is around it goes beside it, or it would be no landmark.
@@ -69,14 +68,15 @@ def frame(desk: Desk, view: str, lead: str) -> Iterator[Tag]:
     top.move(target_index=0)
     main = Tag("div", classes="view", tabindex="-1")
     ui.skip_link("Skip to the view", target=main)
+    with main:
+        Tag("h1", VIEWS[view], "sr-only")
+        Tag("p", lead, "lead")
+    await ui.context.client.connected()
     with tools:
         _look()
         if desk.serving.keys is not None:
             _key(desk)
-    with main:
-        Tag("h1", VIEWS[view], "sr-only")
-        Tag("p", lead, "lead")
-        yield main
+    return main
 
 
 def _look() -> None:
@@ -94,8 +94,8 @@ def _look() -> None:
 def _key(desk: Desk) -> None:
     dialog = Tag("dialog", classes="dialog", aria_label="Your key")
 
-    async def take() -> None:
-        seen = await visitor(desk)
+    def take() -> None:
+        seen = visitor(desk)
         seen._tab["key"] = field.value
         who = seen.caller
         told.text = f"{who.name}, {who.role}" if who else "this key is not known."
@@ -106,16 +106,10 @@ def _key(desk: Desk) -> None:
     def show() -> None:
         ui.run_javascript(f"document.getElementById('{dialog.html_id}').showModal()")
 
-    shown = button("key: none", show, "quiet")
+    known = visitor(desk).caller
+    shown = button(f"key: {known.name if known else 'none'}", show, "quiet")
     with dialog:
         Tag("h2", "Your key")
         field = Field("The key that the operator gave you", "input", type="password", autocomplete="off")
         told = remark("")
         button("Use it", take, "main")
-
-    async def recall() -> None:
-        who = (await visitor(desk)).caller
-        if who:
-            shown.text = f"key: {who.name}"
-
-    ui.timer(0.1, recall, once=True)

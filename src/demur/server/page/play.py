@@ -104,7 +104,7 @@ class Play:
 
     async def begin(self) -> None:
         """Learns which levels may be asked for."""
-        await self._learn(await visitor(self.desk))
+        await self._learn(visitor(self.desk))
 
     async def _learn(self, seen: Visitor) -> None:
         try:
@@ -133,7 +133,7 @@ class Play:
         """Asks both, and tells why."""
         if not self.asked.value.strip() or (self.work is not None and not self.work.done()):
             return
-        seen = await visitor(self.desk)
+        seen = visitor(self.desk)
         if not self.models:  # asked before the page had learnt them, or with a key that was given since
             await self._learn(seen)
         if not self.models:
