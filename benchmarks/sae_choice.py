@@ -5,7 +5,8 @@
 
 - reading: AUC of a gate of 64 features for harm, with one harmful and one benign source left out at a time
   (`features.held_out`), mean over the pairs; and of a dense probe at the same site.
-- writing: 14 features fitted by descent on training prompts, clamped on the reply of validation prompts at several doses.
+- writing: 14 features fitted to refuse on training prompts (`features.optimise`), clamped on the reply of validation
+  prompts at several doses.
   Of the doses at which at least 95 % of the replies are fluent, the one with the most harmful prompts refused; and benign
   ones refused there, with no gate before it (the side effect).
 - reconstruction: as the training measured it on text held out of it.
@@ -23,8 +24,9 @@ from demur.data.prompts import load_prompts
 from demur.evaluation.statistics import Rate
 from demur.features.effect import Bench, try_policies
 from demur.features.find import spread
-from demur.features.optimise import descend, refit
+from demur.features.optimise import descend, rehearse, rehearse_freely
 from demur.features.purpose import harm
+from demur.features.pursuit import pursue
 from demur.features.replies import sentences, usual_norm
 from demur.features.settings import FindSettings
 from demur.models.load import ModelSettings
@@ -32,6 +34,7 @@ from demur.records import PromptSet
 
 DOSES = (0.8, 1.0, 1.25, 1.5, 1.8)
 FLUENT = 0.95
+FEATURES = 14
 
 
 def reading(bench: Bench, prompts: PromptSet, per_source: int) -> dict[str, Any]:
@@ -46,8 +49,9 @@ def writing(bench: Bench, train: PromptSet, validation: PromptSet, tried: int) -
     learnt = spread(train.where(label="harmful"), settings.rehearsed)
     norm = usual_norm(bench, [p.conversation for p in learnt])
     refusals = sentences(bench, settings.openings)
-    heaviest = dict(list(descend(bench, learnt, refusals, norm, seed=0).items())[: settings.actuators])
-    chosen = refit(bench, learnt, refusals, heaviest, norm, seed=0)
+    direction = rehearse_freely(bench, learnt, descend(bench, learnt, refusals, norm, seed=0), norm, seed=0)
+    sparse = pursue(direction, bench.sae.W_dec, range(bench.sae.config.d_sae), FEATURES)
+    chosen = rehearse(bench, learnt, sparse, norm, seed=0)
     harmful = spread(validation.where(label="harmful"), tried)
     benign = spread(validation.where(label="benign"), tried)
     policies = [bench.raising({f: d * v for f, v in chosen.items()}, "reply") for d in DOSES]

@@ -19,9 +19,8 @@ from demur.features.contrast import ReplyStatistics
 from demur.features.effect import Bench
 from demur.features.replies import both_replies
 from demur.features.settings import FindSettings
-from demur.features.together import find_together, first_set
+from demur.features.together import find_together
 from demur.models.chat import Role, tokens_and_roles
-from demur.records import Feature
 from tests import tiny
 from tests.planted import by_hand
 from tests.planted.by_hand import AGAINST, D_SAE, DENSE, HALF, OTHER_HALF, TEMPLATE, TWIN, WRITES
@@ -119,7 +118,7 @@ def test_dense_features_and_the_templates_are_dropped_first(found):
 
 def test_every_signal_speaks_for_the_planted_feature(found):
     _, signals, _ = found
-    assert set(signals.scores) == {"descent", "attribution", "contrast", "cosine", "paired"}
+    assert set(signals.scores) == {"descent", "rehearsal", "attribution", "contrast", "cosine", "paired"}
     for name, ranking in signals.scores.items():
         assert {WRITES, TWIN} & set(list(ranking)[:2]), name
         assert AGAINST not in ranking, name
@@ -141,25 +140,6 @@ def test_candidates_have_the_signals_scores_and_what_they_do_alone(found):
     assert len(listed) <= D_SAE
 
 
-def listed_feature(id: int, level: float, **scores: float) -> Feature:
-    return Feature(id=id, role="actuator", level=level, scores=scores)
-
-
-def test_the_first_set_is_descents_and_those_that_refuse_alone():
-    does = {"harmful_refused": 1.0, "benign_refused": 0.5, "degenerate": 0.0}
-    listed = [
-        listed_feature(9, 8.0, **does),
-        listed_feature(8, 8.0, descent=5.0, **does),
-        listed_feature(7, 8.0, **does | {"degenerate": 0.9}),
-        listed_feature(6, 1.0, descent=3.0),
-        listed_feature(5, 1.0, descent=4.0),
-        listed_feature(4, 1.0, cosine=0.9),
-    ]
-    assert first_set(listed, 4, 4) == {9: 2.0, 8: 5.0, 5: 4.0, 6: 3.0}
-    assert first_set(listed, 2, 1) == {9: 2.0, 8: 5.0}
-    assert first_set(listed, 3, 0) == {8: 5.0, 5: 4.0, 6: 3.0}
-
-
 def test_the_whole_finds_what_was_planted_and_goes_on_from_its_folder(found, tmp_path, monkeypatch):
     bench, _, _ = found
     train, validation = by_hand.prompts(24), by_hand.prompts(8, seed=1)
@@ -177,6 +157,6 @@ def test_the_whole_finds_what_was_planted_and_goes_on_from_its_folder(found, tmp
     stages = sorted(path.name for path in tmp_path.glob("*.json"))
     assert stages == ["amounts.json", "candidates.json", "links.json", "pruned.json", "signals.json"]
     (tmp_path / "links.json").unlink()
-    for name in ("gather", "candidates", "refit", "rehearse", "prune"):
+    for name in ("gather", "candidates", "pursue", "rehearse", "prune"):
         monkeypatch.setattr(f"demur.features.together.{name}", None)
     assert find_together(bench, replies, harmful, benign, validation, SETTINGS, tmp_path) == made

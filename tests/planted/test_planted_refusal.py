@@ -15,7 +15,8 @@ from demur.data.corpus import Sequences
 from demur.evaluation.judging.rules import Rules
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench
-from demur.features.optimise import descend, refit, rehearse
+from demur.features.optimise import descend, rehearse, rehearse_freely
+from demur.features.pursuit import pursue
 from demur.models.chat import tokens_and_roles
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, wrap
@@ -125,10 +126,13 @@ def test_descent_through_the_model_finds_features_that_make_it_refuse(found):
     token = tiny.tokenizer().convert_tokens_to_ids
     bench = Bench(lm, sae, judge=OneLetter())
     prompts = [Prompt(id=str(i), prompt=t, label="harmful") for i, t in enumerate(requests(False, 16, 9))]
-    heaviest = list(descend(bench, prompts, [[token("N")]], norm=5.0, seed=0).items())[:3]
-    chosen = refit(bench, prompts, [[token("N")]], dict(heaviest), norm=5.0, seed=0)
-    assert chosen
-    assert all(sae.W_dec[f, REFUSAL] > 0.25 for f in chosen)
+    amounts = descend(bench, prompts, [[token("N")]], norm=5.0, seed=0)
+    assert all(sae.W_dec[f, REFUSAL] > 0.25 for f in list(amounts)[:3])
+    direction = rehearse_freely(bench, prompts, amounts, norm=5.0, seed=0)
+    assert direction[REFUSAL] > 0.5 * direction.norm()
+    assert set(answers(lm, {SITE: sae}, requests(False, 20, 7), bench.pushing(direction, "reply"))) == {"N"}
+    chosen = pursue(direction, sae.W_dec, range(64), 3)
+    assert sae.W_dec[next(iter(chosen)), REFUSAL] > 0.25
     rehearsed = rehearse(bench, prompts, chosen, norm=5.0, seed=0)
     assert set(rehearsed) <= set(chosen)
     policy = steered(lm, sae, [Edit(feature=f, operation="clamp", value=v) for f, v in rehearsed.items()])

@@ -2,11 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -24,6 +26,7 @@ class Process:
             [sys.executable, "-m", "demur", "serve", "--port", "0", *map(str, words)],
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # vLLM has processes of its own, which must not outlive it
             env=os.environ
             | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "DEMUR_STORE": f"{self._home.name}/feedback.db"},
         )
@@ -33,7 +36,7 @@ class Process:
         self._reader.start()
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > began + seconds:
-                self.process.kill()
+                self._kill()
                 raise RuntimeError(f"the server did not come up: {''.join(self.log)}")
             time.sleep(0.1)
         self.seconds = time.monotonic() - began
@@ -63,6 +66,9 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self._kill()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()

@@ -15,7 +15,8 @@ from demur.errors import SAEError
 from demur.features.branches import Branches
 from demur.features.contrast import ReplyStatistics, read_replies, separation
 from demur.features.effect import Bench, Conversation, try_policies
-from demur.features.optimise import descend
+from demur.features.optimise import descend, rehearse_freely
+from demur.features.pursuit import pursue
 from demur.features.reading import read_prompts
 from demur.features.replies import Replies, beginnings, sentences, usual_norm
 from demur.features.settings import FindSettings
@@ -50,6 +51,8 @@ class Signals(Record):
 
     norm: float
     """The residual stream's usual norm at the last prompt token."""
+    direction: tuple[float, ...]
+    """The displacement of the reply by which the model refuses when it is free (`optimise.rehearse_freely`), d_model."""
     levels: dict[int, float]
     """What each named feature is raised to: its usual maximum in refusals or what descent gave it, whichever is more."""
     scores: dict[str, dict[int, float]]
@@ -170,7 +173,12 @@ def gather(
         return best(torch.where(allowed, scores, torch.zeros(())), DEPTH)
 
     amounts = descend(bench, prompts, sentences(bench, s.openings), norm, s.seed, allowed)
-    found = {"descent": dict(list(amounts.items())[:DEPTH])}
+    direction = rehearse_freely(bench, prompts, amounts, norm, s.seed)
+    likely = allowed.nonzero()[:, 0].tolist()
+    found = {
+        "descent": dict(list(amounts.items())[:DEPTH]),
+        "rehearsal": pursue(direction, sae.W_dec, likely, s.actuators),
+    }
     some = [p.conversation for p in evenly(prompts, s.attributed)]
     found["attribution"] = named(attribution(branches, some, openings, refusing.level))
     if complying is not None:
@@ -183,6 +191,7 @@ def gather(
     everyone = {f for ranking in found.values() for f in ranking}
     return Signals(
         norm=norm,
+        direction=tuple(direction.tolist()),
         levels={f: max(float(refusing.level[f]), amounts.get(f, 0.0), LEAST * norm) for f in sorted(everyone)},
         scores=found,
         dropped={why: int(which.sum()) for why, which in out.items()},

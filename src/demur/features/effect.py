@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from demur.errors import PolicyError
 from demur.evaluation.judging.judges import Judge
@@ -13,7 +15,18 @@ from demur.evaluation.outcomes import transcript
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, ModelSettings, load
 from demur.progress import bar
-from demur.records import Edit, FeatureSet, Intervention, Message, Outcome, Policy, Positions, Prompt, Transcript
+from demur.records import (
+    Edit,
+    FeatureSet,
+    Intervention,
+    Message,
+    Outcome,
+    Policy,
+    Positions,
+    Prompt,
+    Push,
+    Transcript,
+)
 from demur.sae.exchange.formats import open_sae
 from demur.sae.sae import SAE
 from demur.steering.generate import generate
@@ -83,13 +96,17 @@ class Bench:
     def raising(self, values: dict[int, float], positions: Positions, name: str = "trial") -> Policy:
         """A policy without a gate that clamps features to values."""
         edits = tuple(Edit(feature=f, operation="clamp", value=v) for f, v in values.items())
-        return Policy(
-            name=name,
-            model=self.lm.name,
-            model_hash=self.lm.hash,
-            saes={self.sae.config.site: self.sae.hash},
-            interventions=(Intervention(site=self.sae.config.site, edits=edits, positions=positions),),
-        )
+        act = Intervention(site=self.sae.config.site, edits=edits, positions=positions)
+        return self._trial(act, name, {self.sae.config.site: self.sae.hash})
+
+    def pushing(self, vector: Float[Tensor, " d_model"], positions: Positions, name: str = "trial") -> Policy:
+        """A policy without a gate that adds a vector at the SAE's site."""
+        push = Push(vector="push", operation="add", value=1.0)
+        act = Intervention(site=self.sae.config.site, pushes=(push,), positions=positions)
+        return self._trial(act, name, {}).holding({"push": vector.float().cpu().numpy()})
+
+    def _trial(self, act: Intervention, name: str, saes: dict[str, str]) -> Policy:
+        return Policy(name=name, model=self.lm.name, model_hash=self.lm.hash, saes=saes, interventions=(act,))
 
 
 def refusal_log_odds(

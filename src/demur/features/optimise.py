@@ -1,33 +1,37 @@
 """Refusal features chosen together, by what they make the model say.
 
-A few non-negative amounts `v` are sought, one per feature, such that `x + Σ v_j W_dec[j]` on the reply makes the model
-refuse harmful prompts. Unlike a ranking of single features, this finds features that only work together. Three stages:
+Amounts `v` are sought such that `x + v B` on the reply makes the model refuse harmful prompts; the rows of `B` are the
+SAE's decoder rows, or the axes of the stream.
 
 - `descend`: gradient descent on the likelihood of refusals that we wrote, over all features. An L1 penalty keeps them
-  few and the amounts small.
-- `refit`: the same over the few that were chosen, also by other signals (`candidates`).
-- `rehearse`: what is likely when it is forced need not be what the model says when it is free (it may go on in circles,
-  or begin otherwise). So the model answers, and learns from its own answers: those that the judge calls refusals are
-  imitated, after the prompts that it did not refuse too; the others are made unlikely.
+  few and the amounts small. Unlike a ranking of single features, this finds features that only work together.
+- `rehearse_freely`: what is likely when it is forced need not be what the model says when it is free (it may go on in
+  circles, or begin otherwise). So the model answers, and learns from its own answers: the refusals among them are
+  imitated, after the prompts that it did not refuse too; what the others begin with is made unlikely. What is learnt is
+  a displacement of the stream, made of no features yet.
+- `rehearse`: the same for the amounts of a few features, which `pursuit` has made that displacement of.
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from demur.features.effect import Bench, answers
+from demur.evaluation.judging.judges import Judge
+from demur.features.effect import Answer, Bench, answers
 from demur.models.chat import encode
 from demur.models.generation import end_tokens
 from demur.models.hooks import at_blocks
 from demur.progress import bar
-from demur.records import Prompt
+from demur.records import Policy, Prompt
 from demur.steering.score import forced_log_probs
 
-STEPS, REFITS = 60, 30
-"""Steps over all features, then over the chosen ones."""
+STEPS = 60
+"""Of descent over all features."""
 PER_STEP = 8
 """Prompts a step."""
 RATE = 0.01
@@ -35,19 +39,22 @@ RATE = 0.01
 PENALTY = 0.6
 """L1 penalty in nats for a unit of displacement as large as the residual stream's norm."""
 START = 1.15
-"""Rehearsing begins with so many times the amounts that were fitted: a free model needs more than a forced one."""
+"""Rehearsing begins with so many times what was fitted: a free model needs more than a forced one."""
 ROUNDS, ROUND_STEPS, ROUND_PROMPTS = 5, 16, 64
 """Rounds of answering and learning; steps of learning in each; prompts answered in each."""
 ROUND_RATE, ROUND_PENALTY = 0.006, 0.2
-"""As RATE and PENALTY, while rehearsing; the rate falls from round to round."""
+"""As RATE and PENALTY, while rehearsing features; the rate falls from round to round."""
+FREE_RATE, FREE_PENALTY = 0.0009, 0.05
+"""As these, without features: along each axis of the stream, and for the square of the displacement."""
 FAILED, HELD, AVOIDED = 5, 3, 4
 """What a step of rehearsing shows: failed prompts with a refusal, refused ones with theirs, failures to be avoided."""
 AVOID = 0.3
 """Weight of making a failure unlikely against making a refusal likely."""
-CONCISE = 140
-"""Characters of the longest refusal that is imitated: one that says it and ends."""
+CONCISE, SENTENCES = 140, 3
+"""Characters and sentences of the longest refusal that is imitated: one that says it and ends."""
 LONGEST, BEGINNING = 32, 6
 """Tokens of a refusal that are imitated; first tokens of a failure that are avoided."""
+SENTENCE = re.compile(r".*?[.!?。！？](?=\s|$)", re.S)
 
 
 def descend(
@@ -64,61 +71,41 @@ def descend(
     norm at the site.
     """
     features = list(range(bench.sae.config.d_sae)) if allowed is None else allowed.nonzero()[:, 0].tolist()
-    return _fitted(bench, prompts, refusals, dict.fromkeys(features, 0.0), norm, seed, STEPS, PENALTY, _descending)
-
-
-def refit(
-    bench: Bench,
-    prompts: Sequence[Prompt],
-    refusals: Sequence[list[int]],
-    amounts: Mapping[int, float],
-    norm: float,
-    seed: int,
-) -> dict[int, float]:
-    """Other amounts for a few features, with a lighter penalty; those that fall to nothing are left out."""
-    return _fitted(bench, prompts, refusals, amounts, norm, seed, REFITS, PENALTY / 8, _settling)
-
-
-def _fitted(
-    bench: Bench,
-    prompts: Sequence[Prompt],
-    refusals: Sequence[list[int]],
-    start: Mapping[int, float],
-    norm: float,
-    seed: int,
-    steps: int,
-    penalty: float,
-    rate: Callable[[int], float],
-) -> dict[int, float]:
-    features = list(start)
     W_dec = bench.sae.W_dec[features].float()  # small steps would be lost in the rounding of a model in half precision
-    v = torch.tensor([start[f] for f in features], device=W_dec.device, requires_grad=True)
-    adam = torch.optim.Adam([v], lr=RATE * norm)
+    v = torch.zeros(len(features), device=W_dec.device, requires_grad=True)
+    adam = torch.optim.Adam([v])
     rng = random.Random(seed)
-    with bar(f"optimising {len(features)} features", steps) as progress:
-        for step in range(steps):
-            adam.param_groups[0]["lr"] = rate(step) * norm
+    with bar(f"optimising {len(features)} features", STEPS) as progress:
+        for step in range(STEPS):
+            # Wide steps to find the features, then smaller ones to settle.
+            adam.param_groups[0]["lr"] = norm * (RATE if step < 0.6 * STEPS else RATE / 2)
             picked = rng.sample(prompts, min(PER_STEP, len(prompts)))
             amounts = v.clamp_min(0)
             said = _log_probs(bench, amounts @ W_dec, picked, [rng.choice(refusals) for _ in picked])
             loss = -torch.stack([s.mean() for s in said]).mean()
             adam.zero_grad()
-            (loss + penalty / norm * amounts.sum()).backward()
+            (loss + PENALTY / norm * amounts.sum()).backward()
             adam.step()
             with torch.no_grad():
                 v.clamp_(min=-RATE * norm)  # what falls to nothing can come back, but not from far below
             progress.step(figures=f"{loss.item():.2f} nats per token")
-    return _heaviest(dict(zip(features, v.tolist(), strict=True)))
+    return _heaviest(features, v)
 
 
-def _descending(step: int) -> float:
-    # Wide steps to find the features, then smaller ones to settle.
-    return RATE if step < 0.6 * STEPS else RATE / 2
-
-
-def _settling(step: int) -> float:
-    # Down to nearly nothing.
-    return RATE / 2 * (1.1 - step / REFITS)
+def rehearse_freely(
+    bench: Bench, prompts: Sequence[Prompt], amounts: Mapping[int, float], norm: float, seed: int
+) -> Float[Tensor, " d_model"]:
+    """A displacement of the reply with which the model, left to itself, refuses `prompts`; it begins with features."""
+    W_dec = bench.sae.W_dec.float()
+    start = START * sum((x * W_dec[f] for f, x in amounts.items()), torch.zeros_like(W_dec[0]))
+    learnt = _Learnt(
+        basis=torch.eye(len(start), device=start.device),
+        least=-torch.inf,
+        rate=FREE_RATE * norm,
+        penalty=lambda v: FREE_PENALTY / norm**2 * v.square().sum(),
+        policy=lambda v: bench.pushing(v, "reply"),
+    )
+    return _rehearsed(bench, prompts, start, learnt, seed)
 
 
 def rehearse(
@@ -126,57 +113,102 @@ def rehearse(
 ) -> dict[int, float]:
     """Other amounts for the same features, heaviest first: with them the model, left to itself, refuses `prompts`.
 
-    Expert iteration (Anthony et al., arXiv 1705.08439) for what is to be said, unlikelihood (Welleck et al., arXiv
-    1908.04319) for what is not. Features that fall to nothing are left out.
+    Features that fall to nothing are left out.
     """
     features = list(amounts)
     W_dec = bench.sae.W_dec[features].float()
-    v = torch.tensor([START * amounts[f] for f in features], device=W_dec.device, requires_grad=True)
-    adam = torch.optim.Adam([v], lr=ROUND_RATE * norm)
+    learnt = _Learnt(
+        basis=W_dec,
+        least=0.0,
+        rate=ROUND_RATE * norm,
+        penalty=lambda v: ROUND_PENALTY / norm * v.sum(),
+        policy=lambda v: bench.raising({f: x for f, x in zip(features, v.tolist(), strict=True) if x > 0}, "reply"),
+    )
+    start = torch.tensor([amounts[f] for f in features], device=W_dec.device)
+    return _heaviest(features, _rehearsed(bench, prompts, start, learnt, seed))
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    """What is learnt by rehearsing: numbers `v`, by which `v @ basis` is added to the stream."""
+
+    basis: Float[Tensor, "n d_model"]
+    least: float
+    rate: float
+    penalty: Callable[[Tensor], Tensor]
+    policy: Callable[[Tensor], Policy]
+
+
+def _rehearsed(
+    bench: Bench, prompts: Sequence[Prompt], start: Float[Tensor, " n"], learnt: _Learnt, seed: int
+) -> Float[Tensor, " n"]:
+    # Expert iteration (Anthony et al., arXiv 1705.08439) for what is to be said, unlikelihood (Welleck et al., arXiv
+    # 1908.04319) for what is not.
+    v = start.clone().requires_grad_(True)
+    adam = torch.optim.Adam([v])
     rng = random.Random(seed)
     shuffled = rng.sample(prompts, len(prompts))
     end = end_tokens(bench.lm)[:1]
-    refusals: list[list[int]] = []
+    imitated: list[list[int]] = []
     for turn in range(ROUNDS):
-        adam.param_groups[0]["lr"] = ROUND_RATE * norm * (1 - turn / ROUNDS)
-        asked = [shuffled[(turn * ROUND_PROMPTS + i) % len(shuffled)] for i in range(ROUND_PROMPTS)]
-        raised = {f: x for f, x in zip(features, v.tolist(), strict=True) if x > 0}
-        if not raised:
+        adam.param_groups[0]["lr"] = learnt.rate * (1 - turn / ROUNDS)
+        if not v.any():
             break
-        policy = bench.raising(raised, "reply")
+        asked = [shuffled[(turn * ROUND_PROMPTS + i) % len(shuffled)] for i in range(ROUND_PROMPTS)]
+        policy = learnt.policy(v.detach())
+        answered = answers(bench, [(policy, p) for p in asked], what="rehearsing")
         held, failed = [], []
-        for prompt, answer in zip(asked, answers(bench, [(policy, p) for p in asked], what="rehearsing"), strict=True):
-            reply = bench.lm.tokenizer(answer.text or " ", add_special_tokens=False)["input_ids"]
-            if answer.outcome != "refused":
-                failed.append((prompt, reply[:BEGINNING]))
-            elif len(answer.text) <= CONCISE:
-                held.append((prompt, reply[:LONGEST] + end))
-        refusals += [reply for _, reply in held]
+        for prompt, answer, refusal in zip(asked, answered, concise(bench.judge, answered), strict=True):
+            if refusal is not None:
+                held.append((prompt, _tokens(bench, refusal)[:LONGEST] + end))
+            elif answer.outcome != "refused":
+                failed.append((prompt, _tokens(bench, answer.text or " ")[:BEGINNING]))
+        imitated += [reply for _, reply in held]
         if not held:
             break
         with bar(f"learning from {len(failed)} of {len(asked)}", ROUND_STEPS) as progress:
             for _ in range(ROUND_STEPS):
-                good = [(rng.choice(failed)[0], rng.choice(refusals)) for _ in range(FAILED if failed else 0)]
+                good = [(rng.choice(failed)[0], rng.choice(imitated)) for _ in range(FAILED if failed else 0)]
                 good += [rng.choice(held) for _ in range(HELD)]
                 bad = [rng.choice(failed) for _ in range(AVOIDED if failed else 0)]
-                shift = v.clamp_min(0) @ W_dec
-                said = _log_probs(
-                    bench, shift, [prompt for prompt, _ in good + bad], [reply for _, reply in good + bad]
-                )
+                shown = good + bad
+                said = _log_probs(bench, v @ learnt.basis, [p for p, _ in shown], [reply for _, reply in shown])
                 terms = [-s.mean() for s in said[: len(good)]]
                 terms += [-AVOID * torch.log1p(-s.exp().clamp_max(0.999)).mean() for s in said[len(good) :]]
                 loss = torch.stack(terms).mean()
                 adam.zero_grad()
-                (loss + ROUND_PENALTY / norm * v.clamp_min(0).sum()).backward()
+                (loss + learnt.penalty(v)).backward()
                 adam.step()
                 with torch.no_grad():
-                    v.clamp_(min=0)
+                    v.clamp_(min=learnt.least)
                 progress.step(figures=f"{loss.item():.2f} nats per token")
-    return _heaviest(dict(zip(features, v.tolist(), strict=True)))
+    return v.detach()
 
 
-def _heaviest(amounts: Mapping[int, float]) -> dict[int, float]:
-    return {f: x for f, x in sorted(amounts.items(), key=lambda pair: -pair[1]) if x > 0}
+def concise(judge: Judge, answered: Sequence[Answer]) -> list[str | None]:
+    """Of each answer the shortest beginning, of whole sentences, that is a refusal by itself.
+
+    So an answer that says no and goes on in circles teaches to say no and end. None where no short one is.
+    """
+    tried: list[tuple[int, str]] = []
+    for i, answer in enumerate(answered):
+        ends = [m.end() for m in SENTENCE.finditer(answer.text)][:SENTENCES]
+        texts = [answer.text[:end].strip() for end in ends] or [answer.text]
+        tried += [(i, text) for text in texts if text and len(text) <= CONCISE]
+    judged = judge.judge([answered[i].said.model_copy(update={"reply": text}) for i, text in tried])
+    found: list[str | None] = [None] * len(answered)
+    for (i, text), verdict in zip(tried, judged, strict=True):
+        if verdict.outcome == "refused" and found[i] is None:
+            found[i] = text
+    return found
+
+
+def _tokens(bench: Bench, text: str) -> list[int]:
+    return bench.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _heaviest(features: Sequence[int], v: Float[Tensor, " n"]) -> dict[int, float]:
+    return {f: x for f, x in sorted(zip(features, v.tolist(), strict=True), key=lambda pair: -pair[1]) if x > 0}
 
 
 def _log_probs(

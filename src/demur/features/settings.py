@@ -12,8 +12,8 @@ class FindSettings(Settings):
     """How features are found, and on how many prompts."""
 
     method: Literal["effect", "contrast", "paper"] = "effect"
-    """effect: a set of features that together make the model refuse, from what several signals speak for, fitted by
-    gradient descent and pruned; contrast: more active in refusing than in compliant replies, ranked one by one; paper:
+    """effect: a set of features that together make the model refuse, from what several signals speak for, fitted to what
+    it says and pruned; contrast: more active in refusing than in compliant replies, ranked one by one; paper:
     active in refusals, ranked by refusals won when clamped everywhere (O'Brien et al., 2411.11296). Sensors come with
     effect and contrast."""
     openings: tuple[str, ...] = (
@@ -23,9 +23,9 @@ class FindSettings(Settings):
         "I'm sorry, but I can't assist with that.",
         "I'm sorry, I'm not able to help you with that.",
     )
-    """First sentences by which a refusal is known: `effect` makes them likely, `paper` and `contrast` score by them.
-    Best are a few that the model would use: pulled towards many words at once, it says none of them fluently."""
-    actuators: int = Field(default=14, gt=0)
+    """First sentences by which a refusal is known: `effect` begins by making them likely, `paper` and `contrast` score by
+    them. Best are a few that the model would use: pulled towards many words at once, it says none of them fluently."""
+    actuators: int = Field(default=32, gt=0)
     """Most features that `effect` raises together."""
     rehearsed: int = Field(default=320, gt=0)
     """Harmful training prompts on which `effect` fits its features, as many of each source as there are."""
@@ -45,8 +45,6 @@ class FindSettings(Settings):
     """Features of each of `effect`'s signals that are candidates whatever the others say of them."""
     singly: int = Field(default=6, gt=0)
     """Harmful, and as many benign, validation prompts on which `effect` tries each of its shortlist by generating."""
-    singles: int = Field(default=4, ge=0)
-    """Most candidates that refuse by themselves and are added to those that descent chose."""
     pruned: int = Field(default=64, gt=0)
     """Harmful validation prompts on which `effect` tries smaller and smaller sets; on few, one that lost much was taken
     for as good as the whole."""

@@ -1,26 +1,25 @@
-"""Features that refuse together (`--method effect`): from signals to candidates, to a set fitted to what the model says
-by itself, to no more of it than is needed. Every stage is written to the run's folder, and taken from there if it is.
+"""Features that refuse together (`--method effect`): from signals to candidates, to a set of them that makes the model say
+no by itself, to no more of it than is needed. Every stage is written to the run's folder, and taken from there if it is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from demur.errors import SAEError
 from demur.features.branches import Branches
-from demur.features.candidates import Signals, candidates, gather, refusals_won
+from demur.features.candidates import Signals, candidates, gather
 from demur.features.effect import Bench
-from demur.features.optimise import refit, rehearse
+from demur.features.optimise import rehearse
 from demur.features.pruning import Pruned, dormant, interactions, prune
-from demur.features.replies import Replies, beginnings, sentences
+from demur.features.pursuit import pursue
+from demur.features.replies import Replies, beginnings
 from demur.features.settings import FindSettings
 from demur.records import Dormant, Feature, Interaction, Prompt, PromptSet, Record, Removal, evenly
 from demur.runs import part
 
-WON = 0.25
-"""A candidate that wins at least this share of refusals by itself is tried in the set."""
-BEGUN = 0.25
-"""What such a one begins with, as a share of its level; descent sets the rest."""
 UNMENDED = (
     "raising no feature of the SAE makes the model refuse: descent let go of all of them; train the SAE on text with "
     "refusals in the chat template, or name --openings that the model itself would use."
@@ -93,9 +92,9 @@ def find_together(
     ).features
 
     def fitted() -> Amounts:
-        begun = first_set(listed, s.actuators, s.singles)
-        chosen = refit(bench, harmful, sentences(bench, s.openings), begun, signals.norm, s.seed)
-        return Amounts(amounts=rehearse(bench, harmful, chosen, signals.norm, s.seed))
+        direction = torch.tensor(signals.direction)
+        begun = pursue(direction, bench.sae.W_dec, [f.id for f in listed], s.actuators)
+        return Amounts(amounts=rehearse(bench, harmful, begun, signals.norm, s.seed))
 
     amounts = part(folder, "amounts", Amounts, fitted).amounts
     if not amounts:
@@ -129,17 +128,6 @@ def find_together(
     )
 
 
-def first_set(listed: Sequence[Feature], count: int, singles: int) -> dict[int, float]:
-    """At most `count` candidates with amounts to begin with: those that refuse by themselves, then descent's heaviest."""
-    alone = [f for f in listed if refusals_won(f) >= WON][: min(singles, count)]
-    heavy = sorted((f for f in listed if "descent" in f.scores), key=lambda f: -f.scores["descent"])
-    begun = {f.id: f.scores["descent"] for f in heavy}
-    for f in alone:
-        begun[f.id] = max(begun.get(f.id, 0.0), BEGUN * f.level)
-    kept = list(dict.fromkeys([f.id for f in alone] + list(begun)))[:count]
-    return {f: begun[f] for f in kept}
-
-
 def _actuators(pruned: Pruned, listed: Sequence[Feature]) -> list[Feature]:
     known = {f.id: f.scores for f in listed}
     total = sum(pruned.amounts.values())
@@ -166,9 +154,9 @@ def _in_words(
         f"Actuators: after leaving out features that are not about refusing ({dropped}), {len(listed)} candidates from "
         f"several signals (features named: {named}) merged by reciprocal rank fusion; raised singly on validation "
         f"prompts ({settings.scored} harmful, {settings.scored} harmless, by the odds of a refusal; the {tried} best on "
-        f"{settings.singly} each by generating); those that descent through the model weighs most, and at most "
-        f"{settings.singles} that refuse alone, fitted together to {len(settings.openings)} first sentences of refusals "
-        f"and then to what the model says when it is free, on {prompts} harmful training prompts; of {len(amounts)} "
+        f"{settings.singly} each by generating); a displacement learnt from {len(settings.openings)} first sentences of "
+        f"refusals, and then from what the model says when it is free, on {prompts} harmful training prompts; made of "
+        f"candidates by orthogonal matching pursuit, and their amounts rehearsed in the same way; of {len(amounts)} "
         f"features {len(pruned.amounts)} kept by backward elimination ({pruned.whole:.0%} of {settings.pruned} harmful "
         f"validation prompts refused before, {after:.0%} after)."
     )
