@@ -126,8 +126,11 @@ class Row:
 class Engine:
     """Starts with `start`, ends with `stop`; `submit` and `cancel` from any thread."""
 
-    def __init__(self, lm: LanguageModel, saes: Mapping[str, SAE], rows: int = 16, queue: int = 64) -> None:
-        self.lm, self.saes, self.room, self.queue = lm, saes, rows, queue
+    def __init__(
+        self, lm: LanguageModel, saes: Mapping[str, SAE], rows: int = 16, queue: int = 64, threads: int | None = None
+    ) -> None:
+        """`threads` is how many of torch's own its thread may use, if not as many as any other."""
+        self.lm, self.saes, self.room, self.queue, self.threads = lm, saes, rows, queue, threads
         self.ends = set(end_tokens(lm))
         self.batch = Batch(lm, saes, rows)
         self.rows: list[Row] = []
@@ -184,6 +187,8 @@ class Engine:
             self._open -= before - len(self.waiting)
 
     def _run(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
         with torch.inference_mode():
             while True:
                 try:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
@@ -49,8 +48,9 @@ class Order:
         """
         self.engine, self.metrics = engine, metrics
         loop = asyncio.get_running_loop()
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.began, self.deadline = time.monotonic(), time.monotonic() + seconds
+        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
+        """None: the client has left."""
+        self.began, self.deadline = loop.time(), loop.time() + seconds
         self.first: float | None = None
         """Seconds until the first text."""
         self.left: asyncio.Task[None] | None = None
@@ -89,28 +89,24 @@ class Order:
             ApiError: a choice could not be written, or the time is over.
             ClientLeftError: the client has.
         """
-        getting = asyncio.ensure_future(self.events.get())
-        waits = {getting, *([self.left] if self.left else [])}
         try:
-            timeout = max(0.0, self.deadline - time.monotonic())
-            done, _ = await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout_at(self.deadline):
+                event = await self.events.get()
+        except TimeoutError as error:
+            self.give_up()
+            told = "the answer took too long and was given up; ask for fewer tokens."
+            raise ApiError(504, told, "timeout") from error
         except BaseException:
             self.give_up()
             raise
-        finally:
-            if not getting.done():
-                getting.cancel()
-        if getting not in done:
+        if event is None:
             self.give_up()
-            if self.left is not None and self.left in done:
-                raise ClientLeftError
-            raise ApiError(504, "the answer took too long and was given up; ask for fewer tokens.", "timeout")
-        event = getting.result()
+            raise ClientLeftError
         if isinstance(event, Failed):
             self.give_up()
             raise _told(event.error)
         if self.first is None:
-            self.first = time.monotonic() - self.began
+            self.first = asyncio.get_running_loop().time() - self.began
             self.metrics.first.observe(self.first)
         if isinstance(event, Ended):
             self.open -= 1
@@ -135,6 +131,7 @@ class Order:
         async def left() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
+            self.events.put_nowait(None)
 
         self.left = asyncio.ensure_future(left())
 

@@ -63,8 +63,9 @@ def serving_of(
     policies: Sequence[str],
     folders: Sequence[Path] = (),
     permitted: tuple[Keys | None, ImpactCard] | None = None,
+    threads: int | None = None,
 ) -> Serving:
-    """A server's parts, none of them at work yet.
+    """A server's parts, none of them at work yet; `threads` as `Engine` takes it.
 
     Raises:
         DemurError: a policy that cannot be used with the model; keys or card as in `permits`.
@@ -72,7 +73,7 @@ def serving_of(
     keys, card = permitted or permits(settings)
     saes: dict[str, SAE] = {}
     offer = Offer(lm, saes, policies, card, folders)
-    engine = Engine(lm, saes, settings.rows, settings.queue)
+    engine = Engine(lm, saes, settings.rows, settings.queue, threads)
     return Serving(settings, lm, engine, offer, keys, card)
 
 
