@@ -157,6 +157,6 @@ def test_the_whole_finds_what_was_planted_and_goes_on_from_its_folder(found, tmp
     stages = sorted(path.name for path in tmp_path.glob("*.json"))
     assert stages == ["amounts.json", "candidates.json", "links.json", "pruned.json", "signals.json"]
     (tmp_path / "links.json").unlink()
-    for name in ("gather", "candidates", "pursue", "rehearse", "prune"):
+    for name in ("gather", "candidates", "rehearse", "prune"):
         monkeypatch.setattr(f"demur.features.together.{name}", None)
     assert find_together(bench, replies, harmful, benign, validation, SETTINGS, tmp_path) == made

@@ -51,8 +51,6 @@ class Signals(Record):
 
     norm: float
     """The residual stream's usual norm at the last prompt token."""
-    direction: tuple[float, ...]
-    """The displacement of the reply by which the model refuses when it is free (`optimise.rehearse_freely`), d_model."""
     levels: dict[int, float]
     """What each named feature is raised to: its usual maximum in refusals or what descent gave it, whichever is more."""
     scores: dict[str, dict[int, float]]
@@ -191,7 +189,6 @@ def gather(
     everyone = {f for ranking in found.values() for f in ranking}
     return Signals(
         norm=norm,
-        direction=tuple(direction.tolist()),
         levels={f: max(float(refusing.level[f]), amounts.get(f, 0.0), LEAST * norm) for f in sorted(everyone)},
         scores=found,
         dropped={why: int(which.sum()) for why, which in out.items()},
@@ -206,7 +203,7 @@ def candidates(
     All are measured by the odds of a refusal, on harmful and on harmless prompts; the best few by generating.
     """
     s = settings
-    chosen = merged(signals.scores, s.candidates, s.sure)
+    chosen = list(dict.fromkeys([*merged(signals.scores, s.candidates, s.sure), *signals.scores["rehearsal"]]))
     rankings = {**signals.scores, "output": best(output_scores(bench, chosen), len(chosen))}
     order = [f for f in fused(rankings) if f in set(chosen)]
     harmful, benign = validation.where(label="harmful"), validation.where(label="benign")

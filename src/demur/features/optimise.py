@@ -42,7 +42,7 @@ START = 1.15
 """Rehearsing begins with so many times what was fitted: a free model needs more than a forced one."""
 ROUNDS, ROUND_STEPS, ROUND_PROMPTS = 5, 16, 64
 """Rounds of answering and learning; steps of learning in each; prompts answered in each."""
-ROUND_RATE, ROUND_PENALTY = 0.006, 0.2
+ROUND_RATE, ROUND_PENALTY = 0.006, 0.05
 """As RATE and PENALTY, while rehearsing features; the rate falls from round to round."""
 FREE_RATE, FREE_PENALTY = 0.0009, 0.05
 """As these, without features: along each axis of the stream, and for the square of the displacement."""
@@ -150,7 +150,8 @@ def _rehearsed(
     shuffled = rng.sample(prompts, len(prompts))
     end = end_tokens(bench.lm)[:1]
     imitated: list[list[int]] = []
-    for turn in range(ROUNDS):
+    best, fewest = v.detach().clone(), ROUND_PROMPTS + 1
+    for turn in range(ROUNDS + 1):  # after the last, only to see what became of it
         adam.param_groups[0]["lr"] = learnt.rate * (1 - turn / ROUNDS)
         if not v.any():
             break
@@ -163,8 +164,11 @@ def _rehearsed(
                 held.append((prompt, _tokens(bench, refusal)[:LONGEST] + end))
             elif answer.outcome != "refused":
                 failed.append((prompt, _tokens(bench, answer.text or " ")[:BEGINNING]))
+        unrefused = sum(a.outcome != "refused" for a in answered)
+        if unrefused <= fewest:  # not every round makes it better
+            best, fewest = v.detach().clone(), unrefused
         imitated += [reply for _, reply in held]
-        if not held:
+        if not held or turn == ROUNDS:
             break
         with bar(f"learning from {len(failed)} of {len(asked)}", ROUND_STEPS) as progress:
             for _ in range(ROUND_STEPS):
@@ -182,7 +186,7 @@ def _rehearsed(
                 with torch.no_grad():
                     v.clamp_(min=learnt.least)
                 progress.step(figures=f"{loss.item():.2f} nats per token")
-    return v.detach()
+    return best
 
 
 def concise(judge: Judge, answered: Sequence[Answer]) -> list[str | None]:

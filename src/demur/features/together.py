@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from demur.errors import SAEError
 from demur.features.branches import Branches
 from demur.features.candidates import Signals, candidates, gather
 from demur.features.effect import Bench
 from demur.features.optimise import rehearse
 from demur.features.pruning import Pruned, dormant, interactions, prune
-from demur.features.pursuit import pursue
 from demur.features.replies import Replies, beginnings
 from demur.features.settings import FindSettings
 from demur.records import Dormant, Feature, Interaction, Prompt, PromptSet, Record, Removal, evenly
@@ -91,12 +88,10 @@ def find_together(
         lambda: Chosen(features=tuple(candidates(bench, branches, signals, validation, s))),
     ).features
 
-    def fitted() -> Amounts:
-        direction = torch.tensor(signals.direction)
-        begun = pursue(direction, bench.sae.W_dec, [f.id for f in listed], s.actuators)
-        return Amounts(amounts=rehearse(bench, harmful, begun, signals.norm, s.seed))
-
-    amounts = part(folder, "amounts", Amounts, fitted).amounts
+    begun = signals.scores["rehearsal"]
+    amounts = part(
+        folder, "amounts", Amounts, lambda: Amounts(amounts=rehearse(bench, harmful, begun, signals.norm, s.seed))
+    ).amounts
     if not amounts:
         raise SAEError(UNMENDED)
     openings = beginnings(bench, s.openings)
@@ -156,7 +151,7 @@ def _in_words(
         f"prompts ({settings.scored} harmful, {settings.scored} harmless, by the odds of a refusal; the {tried} best on "
         f"{settings.singly} each by generating); a displacement learnt from {len(settings.openings)} first sentences of "
         f"refusals, and then from what the model says when it is free, on {prompts} harmful training prompts; made of "
-        f"candidates by orthogonal matching pursuit, and their amounts rehearsed in the same way; of {len(amounts)} "
+        f"features by orthogonal matching pursuit, and their amounts rehearsed in the same way; of {len(amounts)} "
         f"features {len(pruned.amounts)} kept by backward elimination ({pruned.whole:.0%} of {settings.pruned} harmful "
         f"validation prompts refused before, {after:.0%} after)."
     )
