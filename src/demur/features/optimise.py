@@ -46,6 +46,8 @@ ROUND_RATE, ROUND_PENALTY = 0.006, 0.05
 """As RATE and PENALTY, while rehearsing features; the rate falls from round to round."""
 FREE_RATE, FREE_PENALTY = 0.0009, 0.05
 """As these, without features: along each axis of the stream, and for the square of the displacement."""
+MARGIN = 1.1
+"""Features get so many times what was learnt: what only just refuses here would not on other prompts."""
 FAILED, HELD, AVOIDED = 5, 3, 4
 """What a step of rehearsing shows: failed prompts with a refusal, refused ones with theirs, failures to be avoided."""
 AVOID = 0.3
@@ -111,9 +113,8 @@ def rehearse_freely(
 def rehearse(
     bench: Bench, prompts: Sequence[Prompt], amounts: Mapping[int, float], norm: float, seed: int
 ) -> dict[int, float]:
-    """Other amounts for the same features, heaviest first: with them the model, left to itself, refuses `prompts`.
-
-    Features that fall to nothing are left out.
+    """Other amounts for the same features, heaviest first: with them the model, left to itself, refuses `prompts`, with some
+    margin. Features that fall to nothing are left out.
     """
     features = list(amounts)
     W_dec = bench.sae.W_dec[features].float()
@@ -125,7 +126,7 @@ def rehearse(
         policy=lambda v: bench.raising({f: x for f, x in zip(features, v.tolist(), strict=True) if x > 0}, "reply"),
     )
     start = torch.tensor([amounts[f] for f in features], device=W_dec.device)
-    return _heaviest(features, _rehearsed(bench, prompts, start, learnt, seed))
+    return _heaviest(features, MARGIN * _rehearsed(bench, prompts, start, learnt, seed))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from demur.features.branches import Branches
 from demur.features.effect import Bench, Conversation, Tried, try_policies
+from demur.features.optimise import MARGIN
 from demur.features.signals import attribution
 from demur.records import Dormant, Interaction, Prompt, Record, Removal
 
@@ -45,7 +46,8 @@ def prune(
 
     At each step that feature goes without which the odds of a refusal are best; of two that do the same one goes, and
     the other is needed from then on. The odds order the features only: the sets are then tried by generating, the larger
-    first, and the smallest is taken that loses at most `slack` of the prompts, broken replies counting as lost.
+    first, without the amounts' margin, and the smallest is taken that loses at most `slack` of the prompts, broken replies
+    counting as lost.
     """
     order = _eliminated(branches, amounts, scored, beginnings)
     sets = [dict(amounts)]
@@ -54,7 +56,8 @@ def prune(
     found: list[Tried] = []
     last = 0
     for start in range(0, len(sets), AT_A_TIME):
-        group = [bench.raising(values, "reply") for values in sets[start : start + AT_A_TIME]]
+        some = sets[start : start + AT_A_TIME]
+        group = [bench.raising({f: v / MARGIN for f, v in values.items()}, "reply") for values in some]
         found += try_policies(bench, group, tried, [], what=f"pruning to {len(sets[start])} features and fewer")
         worth = [t.refused - t.degenerate for t in found]
         last = max(i for i, w in enumerate(worth) if w >= worth[0] - slack)
