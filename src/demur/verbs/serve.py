@@ -71,7 +71,7 @@ def serve_verb(
         raise SettingsError(f"--vllm {vllm!r} is for vLLM's server; add --engine vllm, or leave it out.")
     if engine == "vllm" and (store or runs or features):
         raise SettingsError(
-            "--store, --runs and --features are for demur's own engine; leave them out, or --engine vllm."
+            "--store, --runs and --features are for demur's own engine; leave them out, or leave --engine vllm out."
         )
     at = listening(settings)
     if engine == "vllm":
