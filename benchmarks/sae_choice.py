@@ -5,8 +5,8 @@
 
 - reading: AUC of a gate of 64 features for harm, with one harmful and one benign source left out at a time
   (`features.held_out`), mean over the pairs; and of a dense probe at the same site.
-- writing: 14 features fitted to refuse on training prompts (`features.optimise`), clamped on the reply of validation
-  prompts at several doses.
+- writing: a displacement of the stream rehearsed to refuse on training prompts (`features.optimise`), the 14 features of
+  which it is nearest to being made, rehearsed in turn, and raised on the reply of validation prompts at several doses.
   Of the doses at which at least 95 % of the replies are fluent, the one with the most harmful prompts refused; and benign
   ones refused there, with no gate before it (the side effect).
 - reconstruction: as the training measured it on text held out of it.
@@ -17,8 +17,11 @@ Model in bfloat16. Training and validation prompts only.
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from demur.data.prompts import load_prompts
 from demur.evaluation.statistics import Rate
@@ -30,7 +33,7 @@ from demur.features.pursuit import pursue
 from demur.features.replies import sentences, usual_norm
 from demur.features.settings import FindSettings
 from demur.models.load import ModelSettings
-from demur.records import PromptSet
+from demur.records import Prompt, PromptSet
 
 DOSES = (0.8, 1.0, 1.25, 1.5, 1.8)
 FLUENT = 0.95
@@ -43,15 +46,27 @@ def reading(bench: Bench, prompts: PromptSet, per_source: int) -> dict[str, Any]
     return {"gate": sparse.unseen.model_dump(), "probe": dense.unseen.model_dump()}
 
 
-def writing(bench: Bench, train: PromptSet, validation: PromptSet, tried: int) -> dict[str, Any]:
-    """Refusals won, and what they cost, by features fitted together."""
+@dataclass(frozen=True)
+class Refusing:
+    """What makes the model refuse at a site, before any SAE is asked of which features it is made."""
+
+    direction: Tensor
+    norm: float
+    """Usual norm of the residual stream."""
+
+
+def refusing(bench: Bench, learnt: list[Prompt]) -> Refusing:
+    """A displacement of the stream, rehearsed on training prompts."""
     settings = FindSettings()
-    learnt = spread(train.where(label="harmful"), settings.rehearsed)
     norm = usual_norm(bench, [p.conversation for p in learnt])
-    refusals = sentences(bench, settings.openings)
-    direction = rehearse_freely(bench, learnt, descend(bench, learnt, refusals, norm, seed=0), norm, seed=0)
-    sparse = pursue(direction, bench.sae.W_dec, range(bench.sae.config.d_sae), FEATURES)
-    chosen = rehearse(bench, learnt, sparse, norm, seed=0)
+    begun = descend(bench, learnt, sentences(bench, settings.openings), norm, seed=0)
+    return Refusing(rehearse_freely(bench, learnt, begun, norm, seed=0), norm)
+
+
+def writing(bench: Bench, at: Refusing, learnt: list[Prompt], validation: PromptSet, tried: int) -> dict[str, Any]:
+    """Refusals won, and what they cost, by features fitted together."""
+    sparse = pursue(at.direction, bench.sae.W_dec, range(bench.sae.config.d_sae), FEATURES)
+    chosen = rehearse(bench, learnt, sparse, at.norm, seed=0)
     harmful = spread(validation.where(label="harmful"), tried)
     benign = spread(validation.where(label="benign"), tried)
     policies = [bench.raising({f: d * v for f, v in chosen.items()}, "reply") for d in DOSES]
@@ -73,6 +88,9 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="*", type=Path, default=[], help="training prompts; by default the shipped")
     parser.add_argument("--validation", nargs="*", type=Path, default=[])
     parser.add_argument("--per-source", type=int, default=200, help="prompts of each source, label and kind")
+    parser.add_argument(
+        "--rehearsed", type=int, default=FindSettings().rehearsed, help="training prompts to learn from"
+    )
     parser.add_argument("--tried", type=int, default=64, help="validation prompts of each label")
     parser.add_argument("--json", action="store_true", help="one JSON object a line and nothing else")
     given = parser.parse_args()
@@ -83,11 +101,15 @@ def main() -> None:
             "| site | rule | features | gate AUC | probe AUC | refused | benign refused | degenerate | FVU | loss kept |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|")
+    learnt = spread(train.where(label="harmful"), given.rehearsed)
+    sites: dict[str, Refusing] = {}
     for folder in given.saes:
         bench = Bench.open(folder, ModelSettings(dtype="bfloat16"))
         config = bench.sae.config
         row = {"sae": folder.name, "site": config.site, "rule": config.rule, "d_sae": config.d_sae}
-        row |= {"writing": writing(bench, train, held, given.tried)}
+        if config.site not in sites:
+            sites[config.site] = refusing(bench, learnt)
+        row |= {"writing": writing(bench, sites[config.site], learnt, held, given.tried)}
         row |= {"reading": reading(bench, both, given.per_source)}
         row["reconstruction"] = json.loads((folder / "card.json").read_text())["quality"]
         print(json.dumps(row) if given.json else line(row), flush=True)

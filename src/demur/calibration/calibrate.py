@@ -16,7 +16,7 @@ from demur.calibration.levels import Setting, set_levels
 from demur.calibration.scores import Score, read_scores
 from demur.calibration.search import around, search
 from demur.calibration.settings import CalibrationSettings
-from demur.calibration.strata import evenly_of, harmful_by_source, strata
+from demur.calibration.strata import evenly_of, harmful_by_source, strata, with_a_wrapped_stratum
 from demur.calibration.trials import NATS, Ground, Trial, fluency_limit, measure, plain_replies
 from demur.errors import PolicyError
 from demur.features.effect import Bench
@@ -78,6 +78,7 @@ def calibrate(
     harmful_by_source(validation)
     if features.method == "paper":
         return _paper(bench, features, validation, settings, folder)
+    validation = with_a_wrapped_stratum(validation, settings.wrapped)
     base = base_policy(bench, features)
     _check(bench, base, features, settings)
     scores = read_scores(bench.lm, bench.saes, base, validation.rows, folder, bench.batch)

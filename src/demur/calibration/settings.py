@@ -8,16 +8,20 @@ from pydantic import Field
 
 from demur.config import Settings
 from demur.errors import SettingsError
+from demur.evaluation.attacks.wrappers import WRAPPED
 from demur.records import LevelName, Positions
 
 CALIBRATED: tuple[LevelName, ...] = ("relaxed", "standard", "strict")
 """Levels that are given a budget; `off` needs none."""
 OF_STANDARD = {"relaxed": 0.5, "standard": 1.0, "strict": 2.0}
 """A level's budget for plain prompts, as a multiple of standard's."""
-WIDER = {"relaxed": 0.10, "standard": 0.20, "strict": 0.35}
-"""A level's budget for prompts that only look or sound harmful."""
 LIKE_HARM = ("lookalike", "offensive")
-"""Strata with the wider budget."""
+"""Strata of prompts that only look or sound harmful."""
+WIDER = {
+    **{stratum: {"relaxed": 0.10, "standard": 0.20, "strict": 0.35} for stratum in LIKE_HARM},
+    WRAPPED: {"relaxed": 0.015, "standard": 0.03, "strict": 0.06},
+}
+"""Strata with a wider budget than plain ones, by level: what looks like harm, and what comes in the manner of an attack."""
 PLAIN = "plain"
 """In a table of budgets: all other strata."""
 
@@ -30,10 +34,14 @@ class CalibrationSettings(Settings):
 
     budget: Budget = 0.01
     """Share of prompts of every plain stratum (chat, mathematics, code, fiction, advice) that may open the gate at level
-    `standard`; half of it at `relaxed`, double at `strict`. Look-alikes and offensive prompts: 0.10, 0.20, 0.35."""
+    `standard`; half of it at `relaxed`, double at `strict`. Look-alikes and offensive prompts: 0.10, 0.20, 0.35; wrapped
+    ones: 0.015, 0.03, 0.06."""
     budgets: dict[str, dict[str, Budget]] = Field(default={})
     """Other budgets by level and stratum, as in `[calibrate.budgets.strict] lookalike = 0.5`; `plain` is every stratum
     that is not named."""
+    wrapped: float = Field(default=0.25, ge=0)
+    """So many wrapped prompts (role-play, prefixes, fiction ...) for each harmful or plain one are put beside them; the
+    harmless ones are a stratum, `wrapped`. Where they would be fewer than 200, none."""
     level_doses: dict[str, Dose] = Field(default={})
     """Doses of levels, relative to the operating point's; 1 where not named."""
     level: Literal["relaxed", "standard", "strict"] = "standard"
@@ -76,8 +84,8 @@ class CalibrationSettings(Settings):
     def budget_of(self, level: LevelName, stratum: str) -> float:
         """Share of a stratum's prompts that may open the gate at a level."""
         table = self.budgets.get(level, {})
-        if stratum in LIKE_HARM:
-            return table.get(stratum, WIDER[level])
+        if stratum in WIDER:
+            return table.get(stratum, WIDER[stratum][level])
         return table.get(stratum, table.get(PLAIN, min(0.5, self.budget * OF_STANDARD[level])))
 
     def check(self, strata: Iterable[str]) -> None:
@@ -85,7 +93,7 @@ class CalibrationSettings(Settings):
         for level in (*self.budgets, *self.level_doses):
             if level not in CALIBRATED:
                 raise SettingsError(f"no level {level!r} takes a budget or dose; {_near(level, CALIBRATED)}")
-        known = [*strata, PLAIN, *LIKE_HARM]
+        known = [*strata, PLAIN, *WIDER]
         for level, table in self.budgets.items():
             for stratum in table:
                 if stratum not in known:

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 
+from demur.calibration.settings import LIKE_HARM
 from demur.errors import PromptError
+from demur.evaluation.attacks.wrappers import shipped_wrappers, with_wrapped
 from demur.records import Prompt, PromptSet
 
 PLAIN_STRATA = ("chat", "mathematics", "code", "fiction", "advice")
 """Kinds of plain prompt that are strata; plain ones of no such category are `plain`."""
+ENOUGH_WRAPPED = 200
+"""Wrapped harmless prompts that are enough for a budget of one in two hundred, that of level relaxed."""
 
 
 def stratum(row: Prompt) -> str:
@@ -31,6 +35,15 @@ def strata(prompts: PromptSet) -> dict[str, list[int]]:
     if not found:
         raise PromptError(f"{prompts.name} has no benign prompts, so no false-refusal budget can be kept; give some.")
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def with_a_wrapped_stratum(prompts: PromptSet, share: float) -> PromptSet:
+    """The prompts and, for each harmful or plain one, `share` wrapped ones; without, where the stratum would be small."""
+    bare = [row for row in prompts.rows if row.label == "harmful" or stratum(row) not in LIKE_HARM]
+    if share * len(bare) / 2 < ENOUGH_WRAPPED:
+        return prompts
+    found = with_wrapped(prompts.model_copy(update={"rows": tuple(bare)}), shipped_wrappers("validation"), share)
+    return prompts.model_copy(update={"rows": (*prompts.rows, *found.rows[len(bare) :])})
 
 
 def harmful_by_source(prompts: PromptSet) -> dict[str, list[int]]:

@@ -16,8 +16,8 @@ from demur.features.reading import Streams
 from demur.features.sensors import weights_of
 from demur.progress import bar
 
-STEPS, PER_STEP = 400, 64
-"""Steps of the optimiser, and prompts in each."""
+EPOCHS, PER_STEP, FEWEST_STEPS = 4, 64, 400
+"""How often each prompt is drawn, on average; prompts in a step of the optimiser; steps where prompts are few."""
 RATE, DECAY = 2e-3, 0.2
 """Learning rate of AdamW, which falls to zero, and its weight decay."""
 NOISE = 0.6
@@ -96,16 +96,17 @@ def fit_attention(
     label = np.asarray(harmful)[list(rows)]
     weight = weights_of(label, [groups[i] for i in rows])
     weight = weight / weight.sum()
+    steps = max(FEWEST_STEPS, EPOCHS * len(rows) // PER_STEP)
     some = streams.x[:: max(1, len(streams.x) // 50_000)].float()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = AttentionProbe(some.mean(0), some.std(0) + 1e-6, heads, width)
         adam = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=DECAY)
-        with bar("fitting attention", STEPS) as progress:
-            for step in range(STEPS):
+        with bar("fitting attention", steps) as progress:
+            for step in range(steps):
                 drawn = generator.choice(len(rows), PER_STEP, p=weight)
                 probe.train()
-                adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 30) * (1 - step / STEPS)
+                adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 30) * (1 - step / steps)
                 x, real = streams.batch([rows[i] for i in drawn], LONGEST)
                 wanted = torch.from_numpy(label[drawn]).float()
                 loss = F.binary_cross_entropy_with_logits(probe(x, real, NOISE), wanted)

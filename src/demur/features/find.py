@@ -8,13 +8,14 @@ from typing import Any
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
 from demur.errors import SettingsError
+from demur.evaluation.attacks.wrappers import shipped_wrappers, with_wrapped
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
 from demur.features.held_out import pairs
 from demur.features.meaning import with_meaning
 from demur.features.replies import Replies, beginnings, both_replies, usual_norm
-from demur.features.sensing import Sensed, sense
+from demur.features.sensing import FEWEST, Sensed, sense
 from demur.features.settings import FindSettings
 from demur.features.together import find_together
 from demur.models.chat import tokens_and_roles
@@ -67,6 +68,8 @@ def find(
         if settings.method == "paper":
             raise SettingsError("--held-out measures sensors, and the method paper finds none; give another --method.")
         pairs([(row.label == "harmful", row.source or train.name) for row in train.rows])
+    if settings.wrapped and len(train.rows) >= FEWEST:
+        train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped)
     harmful = train.where(label="harmful")
     replies = part(
         folder, "replies", Replies, lambda: both_replies(bench, spread(harmful, settings.replies), settings.seed)

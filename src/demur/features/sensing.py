@@ -40,7 +40,7 @@ from demur.records import (
 )
 
 FEWEST = 1000
-"""Training prompts below which there is no attention probe: with fewer it reads worse than features do."""
+"""Training prompts below which there is no attention probe, which then reads worse than features do, and none is wrapped."""
 VECTOR = "attention"
 """Name of the probe's arrays in the file of vectors."""
 APART = 10
@@ -190,7 +190,7 @@ def _weighed(
 
 def _tenth(row: Prompt) -> bool:
     # Twins and the rest of their family are apart together, whatever the order of the file.
-    name = row.family or row.pair or row.prompt or row.id or ""
+    name = row.pair or row.goal or row.family or row.prompt or row.id or ""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % APART == 0
 
 

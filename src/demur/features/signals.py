@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from demur.errors import PromptError
-from demur.evaluation.attacks.wrappers import load_wrappers
+from demur.evaluation.attacks.wrappers import shipped_wrappers
 from demur.features.branches import Branches, Values, odds
 from demur.features.effect import Bench, Conversation
 from demur.models.chat import tokens_and_roles
@@ -68,12 +68,8 @@ def paired(first: Float[Tensor, "pairs d_sae"], second: Float[Tensor, "pairs d_s
 
 
 def wrapped_pairs(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[tuple[Conversation, Conversation]]:
-    """Each request as it stands and in a jailbreak wrapper, the shipped ones in turn; without those that do not fit.
-
-    Wrappers that write the request in another way are left out: what it asks for is then hardly read at all.
-    """
-    wrappers = [w for w in load_wrappers() if w.label != "benign" and not w.transform]
-    some = evenly(wrappers, len(prompts))
+    """Each request as it stands and in a jailbreak wrapper, those for training in turn; without those that do not fit."""
+    some = evenly(shipped_wrappers("train"), len(prompts))
     pairs = [(p.conversation, some[i % len(some)].wrap(p).conversation) for i, p in enumerate(prompts)]
     return [pair for pair in pairs if fits(lm, pair[1])]
 

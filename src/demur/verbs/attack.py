@@ -18,7 +18,7 @@ from demur.evaluation.attacks.gcg import GCGSettings
 from demur.evaluation.attacks.recovery import RecoverySettings
 from demur.evaluation.attacks.run import AttackSettings, Plan, fight
 from demur.evaluation.attacks.scripts import load_scripts, pairs_of
-from demur.evaluation.attacks.wrappers import load_wrappers, wrapped
+from demur.evaluation.attacks.wrappers import load_wrappers, shipped_wrappers, wrapped
 from demur.evaluation.judging.judges import JudgeSettings, open_judge
 from demur.models.load import ModelSettings, load
 from demur.records import Policy, Prompt, PromptSet, evenly
@@ -166,7 +166,8 @@ def _sets(
         raise SettingsError(f"--per-family {n}: give at least 1.")
     found = [sampled(load_table(locate(path)), n) for path in files]
     if wrappers[0] or wrappers[1]:
-        found.append(wrapped(load_prompts(list(goals), "test"), load_wrappers(_located(wrappers[1])), n))
+        theirs = load_wrappers(locate(wrappers[1])) if wrappers[1] else shipped_wrappers("test")
+        found.append(wrapped(load_prompts(list(goals), "test"), theirs, n))
     names = [s.name for s in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise PromptError(f"two sets are called {twice}; name each file differently, and each set once.")

@@ -9,27 +9,45 @@ harmless ones that look like its attacks), requests of that label get no others.
 import base64
 import codecs
 import difflib
+import random
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
+from demur.data.prompts import Split
 from demur.errors import PromptError
 from demur.records import Label, Message, Prompt, PromptSet, Record, read_rows
 
 SLOT = "{request}"
+WRAPPED = "wrapped"
+"""Source and stratum of wrapped prompts that are learnt from."""
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 LOOKALIKES = str.maketrans("aceopxyiACEOPX", "асеорхуіАСЕОРХ")
 """Latin letters and the Cyrillic ones that are drawn alike."""
 CODE = """.- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --..
 ----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----."""
+PIECES = r"""ing tion ly ## \+ ]( {" !! ?? == :: -- }; <br> ** // || ~~ similarly now write opposite sure revert please two
+giving describing manual title sentence return import def print echo table here steps inverse reply style begin with und der
+que pour esta kein vous sehr pre un re con str int null void ://www .txt .py %s &nbsp;"""
+"""What a tail of nonsense is made of."""
 MORSE = dict(zip("abcdefghijklmnopqrstuvwxyz0123456789", CODE.split(), strict=True))
 
 
 def _pig_latin(word: str) -> str:
     start = next((i for i, letter in enumerate(word) if letter.lower() in "aeiou"), 0)
     return f"{word[start:]}{word[:start]}ay" if word.isalpha() else word
+
+
+def _with_a_tail(text: str) -> str:
+    # As a search by gradient leaves a request: tokens that mean nothing, others behind every request.
+    draw = random.Random(text)
+    pieces = [
+        draw.choice((str.lower, str.upper, str.title, str))(draw.choice(PIECES.split()))
+        for _ in range(draw.randint(8, 24))
+    ]
+    return f"{text} {''.join(p + draw.choice((' ', ' ', '')) for p in pieces)}".rstrip()
 
 
 def _alternating(text: str) -> str:
@@ -50,6 +68,7 @@ TRANSFORMS: dict[str, Callable[[str], str]] = {
     "alternating": _alternating,
     "lookalikes": lambda text: text.translate(LOOKALIKES),
     "zero_width": "\u200b".join,
+    "tail": _with_a_tail,
 }
 """Other ways to write a request, by name."""
 
@@ -103,16 +122,29 @@ class Wrapper(Record):
         return row.model_copy(update=changed | {"prompt": text})
 
 
-def load_wrappers(path: Path | None = None) -> list[Wrapper]:
-    """The wrappers in a file, by default the shipped ones. Columns that a wrapper does not have are passed over.
+def load_wrappers(path: Path) -> list[Wrapper]:
+    """The wrappers in a file. Columns that a wrapper does not have are passed over.
 
     Raises:
         FileError: no such file, or a row that is no wrapper.
     """
-    if path is None:
-        with as_file(files("demur.shipped") / "attacks" / "wrappers.jsonl") as shipped:
-            return load_wrappers(shipped)
     return read_rows(Wrapper, path, "id, family and template or transform")
+
+
+def shipped_wrappers(split: Split) -> list[Wrapper]:
+    """Wrappers that we wrote: of `train` and `validation`, any stands around harmful and harmless requests alike, so that
+    it says nothing of what is asked; those of `test` are attacks, and harmless ones that look like them."""
+    with as_file(files("demur.shipped") / "attacks" / f"{split}.jsonl") as path:
+        return load_wrappers(path)
+
+
+def with_wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], share: float) -> PromptSet:
+    """The prompts, and behind them about `share` times as many wrapped ones, of each family and label alike; these are of
+    the source and, where harmless, of the stratum `wrapped`."""
+    kinds = len({w.family for w in wrappers}) * len({row.label for row in prompts.rows})
+    more = wrapped(prompts, wrappers, max(1, round(share * len(prompts.rows) / kinds)))
+    rows = [r.model_copy(update={"source": WRAPPED, "extra": r.extra | {"stratum": WRAPPED}}) for r in more.rows]
+    return prompts.model_copy(update={"rows": (*prompts.rows, *rows)})
 
 
 def wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], n: int, name: str = "wrappers") -> PromptSet:
