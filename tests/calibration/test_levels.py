@@ -5,7 +5,7 @@ import pytest
 from demur.calibration.levels import set_levels
 from demur.calibration.scores import Score
 from demur.calibration.settings import CalibrationSettings
-from demur.calibration.strata import evenly_of, strata, stratum
+from demur.calibration.strata import evenly_of, strata, stratum, with_a_wrapped_stratum
 from demur.errors import PromptError, SettingsError
 from demur.records import Prompt, PromptSet
 
@@ -33,6 +33,17 @@ def test_a_stratum_is_what_the_row_says_its_kind_or_what_a_plain_prompt_is_about
     assert stratum(row(1, kind="offensive", category="insult_humour")) == "offensive"
     assert stratum(row(1, kind="plain", extra={"stratum": "poetry"})) == "poetry"
     assert list(strata(validation()[0])) == ["chat", "lookalike"]
+
+
+def test_wrapped_prompts_are_a_stratum_where_there_are_enough_and_have_their_own_budget():
+    prompts = validation()[0]
+    assert with_a_wrapped_stratum(prompts, 0.25) is prompts
+    made = with_a_wrapped_stratum(prompts, 2.0)
+    assert made.rows[: len(prompts.rows)] == prompts.rows
+    more = made.rows[len(prompts.rows) :]
+    assert {row.kind for row in more} == {"plain", "harmful"}  # no look-alikes
+    assert len(strata(made)["wrapped"]) == sum(row.label == "benign" for row in more) >= 200
+    assert CalibrationSettings().budget_of("standard", "wrapped") == 0.03
 
 
 def test_every_level_keeps_its_budgets_and_is_laxer_than_the_next():

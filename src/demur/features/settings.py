@@ -68,12 +68,12 @@ class FindSettings(Settings):
     """Harmful validation prompts tried at each of these."""
     each_kind: int = Field(default=12, gt=0)
     """Training prompts of each kind, of harm or harmless, on which it is counted how often a feature fires."""
-    wrapped: float = Field(default=0.5, ge=0)
+    wrapped: float = Field(default=0.25, ge=0)
     """So many wrapped prompts for each training prompt are put beside them, harmful and harmless ones in the same wrappers
     (role-play, prefixes, fiction ...), so that harm is read through them; with fewer than a thousand prompts, none."""
     sensors: int = Field(default=64, gt=0)
     """Most features that read harm."""
-    per_source: int = Field(default=1500, gt=0)
+    per_source: int = Field(default=6000, gt=0)
     """Most training prompts of each source, label and kind that the sensors are fitted to."""
     pooling: Pooling = "max"
     """How a sensor's activations on a prompt become one."""

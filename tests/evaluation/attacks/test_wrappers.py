@@ -8,7 +8,15 @@ import pytest
 
 from demur.errors import FileError, PromptError
 from demur.evaluation.attacks.families import per_family
-from demur.evaluation.attacks.wrappers import MORSE, TRANSFORMS, Wrapper, load_wrappers, wrapped
+from demur.evaluation.attacks.wrappers import (
+    MORSE,
+    PIECES,
+    TRANSFORMS,
+    Wrapper,
+    load_wrappers,
+    with_wrapped,
+    wrapped,
+)
 from demur.files import write_jsonl
 from demur.records import Message, Prompt, PromptSet
 
@@ -46,6 +54,26 @@ def test_the_other_transforms_by_example():
     assert len(set(MORSE.values())) == 36
     assert TRANSFORMS["alternating"]("abcd") == "aBcD"
     assert TRANSFORMS["lookalikes"]("ape") != "ape"
+
+
+def test_a_tail_is_nonsense_behind_the_request_and_another_one_for_another():
+    made = TRANSFORMS["tail"](TEXT)
+    assert made.startswith(f"{TEXT} ") and made == TRANSFORMS["tail"](TEXT)
+    tail = made.removeprefix(f"{TEXT} ")
+    assert any(tail.lower().startswith(p.lower()) for p in PIECES.split())
+    assert len(tail) >= 16 and tail != TRANSFORMS["tail"]("Another?").removeprefix("Another? ")
+
+
+def test_wrapped_ones_come_behind_the_prompts_and_are_a_source_and_a_stratum_of_their_own():
+    wrappers = [Wrapper(id=f, family=f, template=f"{f}: {{request}}") for f in ("a", "b")]
+    made = with_wrapped(ROWS, wrappers, 0.5)
+    assert made.rows[:16] == ROWS.rows and len(made.rows) == 16 + 8
+    more = made.rows[16:]
+    assert Counter((r.family, r.label) for r in more) == Counter(
+        {(f, label): 2 for f in "ab" for label in ("harmful", "benign")}
+    )
+    assert {r.source for r in more} == {r.extra["stratum"] for r in more} == {"wrapped"}
+    assert all(r.pair and r.goal for r in more)
 
 
 def test_a_template_takes_the_request_transformed_or_not():
