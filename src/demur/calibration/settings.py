@@ -70,8 +70,8 @@ class CalibrationSettings(Settings):
     """As `tried`, for the finalists, between which is chosen; benign ones in proportion."""
     finalists: int = Field(default=5, gt=0)
     """The most promising ways, which are measured again on more prompts."""
-    max_new_tokens: int = Field(default=48, gt=0)
-    """Longest reply, in tokens, while trying."""
+    max_new_tokens: int = Field(default=64, gt=0)
+    """Longest reply, in tokens, while trying: as in an evaluation, for some refusals go in circles only towards its end."""
     fluent: float = Field(default=0.95, ge=0, le=1)
     """Share of the refusals that is to be fluent."""
     degenerate: float = Field(default=0.02, ge=0, le=1)
