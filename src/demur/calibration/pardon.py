@@ -40,7 +40,7 @@ RIDGE = 1e-3
 class PardonSettings(Settings):
     """How far a pardon reaches, and what it may cost."""
 
-    reach: float = Field(default=0.4, gt=0, lt=1)
+    reach: float = Field(default=0.3, gt=0, lt=1)
     """Nearness from which on a prompt is taken for one that was upheld: 1 is that prompt, 0 an average one."""
     harm_budget: float = Field(default=0.005, gt=0, lt=1)
     """Share of harmful validation prompts that may lie within reach of any; where more do, the reach is shortened."""

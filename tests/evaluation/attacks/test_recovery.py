@@ -89,6 +89,9 @@ def test_the_unseen_part_is_what_reconstruction_leaves_of_it():
     last, d = x[0, -1:], delta[0, :1]
     expected = last + d - (sae.decode(sae.encode(last + d)) - sae.decode(sae.encode(last)))
     assert torch.allclose(out[0, -1:], expected)
+    # A model in half precision gets back what it can go on with, whatever the SAE's precision.
+    half = Perturbed(prompts, delta, sae)(x.bfloat16())
+    assert half is not None and half.dtype == torch.bfloat16
 
 
 def test_fitting_lowers_the_loss_within_the_bound_and_off_the_features():

@@ -154,7 +154,8 @@ class Perturbed:
         if self.sae is not None:
             x = here.reshape(-1, here.shape[-1])
             moved, seen = x + delta.reshape(x.shape), self.sae.decode_sparse(*self.sae.encode_sparse(x))
-            delta = delta - (self.sae.decode_sparse(*self.sae.encode_sparse(moved)) - seen).view(delta.shape)
+            held = self.sae.decode_sparse(*self.sae.encode_sparse(moved)) - seen  # in the SAE's precision
+            delta = delta - held.view(delta.shape).to(delta)
         return torch.cat([hidden[:, :a], here + delta, hidden[:, b:]], dim=1)
 
 
