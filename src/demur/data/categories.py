@@ -172,6 +172,7 @@ DEMUR: dict[str | None, str] = {
     "mass_casualty_weapons": "indiscriminate_weapons",
     "mathematics": "mathematics",
     "nonviolent_crimes": "nonviolent_crimes",
+    "office": "writing",
     "privacy": "privacy",
     "profanity": "profanity",
     "religion_and_politics": "controversial_opinion",

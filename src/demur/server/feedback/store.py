@@ -58,7 +58,9 @@ class Store:
         """
         try:
             with self.database.writing() as connection:
-                row = connection.execute(select(answers).where(answers.c.id == answer)).one_or_none()
+                # Held until the appeal is there: of two clicks at once the second finds the first's.
+                found = select(answers).where(answers.c.id == answer).with_for_update()
+                row = connection.execute(found).one_or_none()
                 if row is None or row.owner != owner:
                     raise AppealError(
                         f"no refused answer {answer!r} of yours is kept; give the id of one that was refused."
