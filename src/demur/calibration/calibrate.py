@@ -6,6 +6,7 @@ Scores are read once, levels and the gate on the reply are arithmetic on them; t
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ from demur.calibration.trials import NATS, Ground, Trial, fluency_limit, measure
 from demur.errors import PolicyError
 from demur.features.effect import Bench
 from demur.features.reading import read_prompts
+from demur.features.signals import fits
 from demur.records import Feature, FeatureSet, Gate, LevelName, Policy, PromptSet, Record
 from demur.steering.session import check
 
@@ -78,7 +80,7 @@ def calibrate(
     harmful_by_source(validation)
     if features.method == "paper":
         return _paper(bench, features, validation, settings, folder)
-    validation = with_a_wrapped_stratum(validation, settings.wrapped)
+    validation = with_a_wrapped_stratum(validation, settings.wrapped, partial(fits, bench.lm))
     base = base_policy(bench, features)
     _check(bench, base, features, settings)
     scores = read_scores(bench.lm, bench.saes, base, validation.rows, folder, bench.batch)

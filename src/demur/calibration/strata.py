@@ -1,11 +1,11 @@
 """Strata of benign prompts: each has a false-refusal budget of its own, so that no large one can hide a small one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from demur.calibration.settings import LIKE_HARM
 from demur.errors import PromptError
 from demur.evaluation.attacks.wrappers import shipped_wrappers, with_wrapped
-from demur.records import Prompt, PromptSet
+from demur.records import Message, Prompt, PromptSet
 
 PLAIN_STRATA = ("chat", "mathematics", "code", "fiction", "advice")
 """Kinds of plain prompt that are strata; plain ones of no such category are `plain`."""
@@ -37,12 +37,16 @@ def strata(prompts: PromptSet) -> dict[str, list[int]]:
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def with_a_wrapped_stratum(prompts: PromptSet, share: float) -> PromptSet:
-    """The prompts and, for each harmful or plain one, `share` wrapped ones; without, where the stratum would be small."""
+def with_a_wrapped_stratum(
+    prompts: PromptSet, share: float, fits: Callable[[Sequence[Message]], bool] = lambda _: True
+) -> PromptSet:
+    """The prompts and, for each harmful or plain one, `share` wrapped ones that fit the model; without, where the stratum
+    would be small.
+    """
     bare = [row for row in prompts.rows if row.label == "harmful" or stratum(row) not in LIKE_HARM]
     if share * len(bare) / 2 < ENOUGH_WRAPPED:
         return prompts
-    found = with_wrapped(prompts.model_copy(update={"rows": tuple(bare)}), shipped_wrappers("validation"), share)
+    found = with_wrapped(prompts.model_copy(update={"rows": tuple(bare)}), shipped_wrappers("validation"), share, fits)
     return prompts.model_copy(update={"rows": (*prompts.rows, *found.rows[len(bare) :])})
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from demur.features.meaning import with_meaning
 from demur.features.replies import Replies, beginnings, both_replies, usual_norm
 from demur.features.sensing import FEWEST, Sensed, sense
 from demur.features.settings import FindSettings
+from demur.features.signals import fits
 from demur.features.together import find_together
 from demur.models.chat import tokens_and_roles
 from demur.records import Feature, FeatureSet, Positions, Prompt, PromptSet, evenly
@@ -69,7 +71,7 @@ def find(
             raise SettingsError("--held-out measures sensors, and the method paper finds none; give another --method.")
         pairs([(row.label == "harmful", row.source or train.name) for row in train.rows])
     if settings.wrapped and len(train.rows) >= FEWEST:
-        train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped)
+        train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
     harmful = train.where(label="harmful")
     replies = part(
         folder, "replies", Replies, lambda: both_replies(bench, spread(harmful, settings.replies), settings.seed)

@@ -74,6 +74,8 @@ def test_wrapped_ones_come_behind_the_prompts_and_are_a_source_and_a_stratum_of_
     )
     assert {r.source for r in more} == {r.extra["stratum"] for r in more} == {"wrapped"}
     assert all(r.pair and r.goal for r in more)
+    short = with_wrapped(ROWS, wrappers, 0.5, fits=lambda talk: talk[-1].content.startswith("a"))
+    assert short.rows[:16] == ROWS.rows and short.rows[16:] == tuple(r for r in more if r.family == "a")
 
 
 def test_a_template_takes_the_request_transformed_or_not():

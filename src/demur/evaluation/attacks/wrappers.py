@@ -138,12 +138,22 @@ def shipped_wrappers(split: Split) -> list[Wrapper]:
         return load_wrappers(path)
 
 
-def with_wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], share: float) -> PromptSet:
-    """The prompts, and behind them about `share` times as many wrapped ones, of each family and label alike; these are of
-    the source and, where harmless, of the stratum `wrapped`."""
+def with_wrapped(
+    prompts: PromptSet,
+    wrappers: Sequence[Wrapper],
+    share: float,
+    fits: Callable[[Sequence[Message]], bool] = lambda _: True,
+) -> PromptSet:
+    """The prompts, and behind them about `share` times as many wrapped ones, of each family and label alike, less those that
+    do not fit the model; they are of the source and, where harmless, of the stratum `wrapped`.
+    """
     kinds = len({w.family for w in wrappers}) * len({row.label for row in prompts.rows})
     more = wrapped(prompts, wrappers, max(1, round(share * len(prompts.rows) / kinds)))
-    rows = [r.model_copy(update={"source": WRAPPED, "extra": r.extra | {"stratum": WRAPPED}}) for r in more.rows]
+    rows = [
+        r.model_copy(update={"source": WRAPPED, "extra": r.extra | {"stratum": WRAPPED}})
+        for r in more.rows
+        if fits(r.conversation)
+    ]
     return prompts.model_copy(update={"rows": (*prompts.rows, *rows)})
 
 

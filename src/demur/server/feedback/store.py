@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import Row, insert, select, tuple_, update
-from sqlalchemy.exc import IntegrityError
 
 from demur.errors import AppealError, DecidedError
 from demur.records import Message
@@ -56,33 +55,29 @@ class Store:
             AppealError: no such answer, or another user's, or its text is deleted.
             StoreError: nothing was filed.
         """
-        try:
-            with self.database.writing() as connection:
-                # Held until the appeal is there: of two clicks at once the second finds the first's.
-                found = select(answers).where(answers.c.id == answer).with_for_update()
-                row = connection.execute(found).one_or_none()
-                if row is None or row.owner != owner:
-                    raise AppealError(
-                        f"no refused answer {answer!r} of yours is kept; give the id of one that was refused."
-                    )
-                before = connection.execute(select(appeals).where(appeals.c.answer == answer)).one_or_none()
-                if before is not None:
-                    return _appeal(before)
-                if row.messages is None:
-                    raise AppealError(f"the text of answer {answer!r} is deleted, so nobody could judge it; ask again.")
-                made = Appeal(
-                    id=f"appeal-{secrets.token_hex(12)}",
-                    answer=answer,
-                    owner=owner,
-                    created=time.time(),
-                    argument=_clean(argument),
+        with self.database.writing() as connection:
+            # Held until the appeal is there: of two clicks at once the second finds the first's.
+            found = select(answers).where(answers.c.id == answer).with_for_update()
+            row = connection.execute(found).one_or_none()
+            if row is None or row.owner != owner:
+                raise AppealError(
+                    f"no refused answer {answer!r} of yours is kept; give the id of one that was refused."
                 )
-                connection.execute(insert(appeals), made.model_dump())
-                connection.execute(update(answers).where(answers.c.id == answer).values(since=made.created))
-                return made
-        except IntegrityError:  # filed by somebody's second click, a moment ago
-            with self.database.reading() as connection:
-                return _appeal(connection.execute(select(appeals).where(appeals.c.answer == answer)).one())
+            before = connection.execute(select(appeals).where(appeals.c.answer == answer)).one_or_none()
+            if before is not None:
+                return _appeal(before)
+            if row.messages is None:
+                raise AppealError(f"the text of answer {answer!r} is deleted, so nobody could judge it; ask again.")
+            made = Appeal(
+                id=f"appeal-{secrets.token_hex(12)}",
+                answer=answer,
+                owner=owner,
+                created=time.time(),
+                argument=_clean(argument),
+            )
+            connection.execute(insert(appeals), made.model_dump())
+            connection.execute(update(answers).where(answers.c.id == answer).values(since=made.created))
+            return made
 
     def case(self, appeal: str, owner: str | None = None) -> Case:
         """An appeal with its answer; with `owner`, only that user's.
