@@ -1,5 +1,6 @@
 """Sensors joined, levels, doses and the gate on the reply: each against a naive loop over rows and tokens."""
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ from demur.activations.harvest import read
 from demur.errors import PolicyError
 from demur.models.chat import Role, encode
 from demur.models.generation import GenerationSettings
-from demur.records import AttentionSensor, Continuation, Gate, JoinedSensor, Kind, Level, Policy, ProbeSensor
+from demur.records import AttentionSensor, Continuation, Gate, JoinedSensor, Kind, Level, Message, Policy, ProbeSensor
 from demur.steering.gates import AttentionState, Seen
 from demur.steering.generate import decide, generate
 from demur.steering.policies import find_policy
@@ -35,18 +36,27 @@ def gated(gate: Gate, **act) -> Policy:
     return policy.model_copy(update={"gate": gate, "interventions": (intervention,)}).holding(arrays)
 
 
-def sense(policy: Policy, sensor, text: str) -> float:
+def read_by_a_gate(roles: list[int], last_turn: bool) -> list[int]:
+    """Positions of the words of both sides, and of the template's last token; or of those since the last reply."""
+    words = [i for i, role in enumerate(roles) if role in (Role.USER, Role.ASSISTANT)]
+    if last_turn:
+        asked = max(i for i in words if roles[i] == Role.USER)
+        words = [i for i in words if Role.ASSISTANT not in roles[i:asked]]
+    return sorted({*words, len(roles) - 1})
+
+
+def sense(policy: Policy, sensor, text: str | tuple[Message, ...], last_turn: bool = False) -> float:
     """A sensor's score, from its definition."""
     lm = tiny.lm()
     if isinstance(sensor, JoinedSensor):
-        scores = [sense(policy, part, text) for part in sensor.of]
+        scores = [sense(policy, part, text, last_turn) for part in sensor.of]
         if sensor.rule == "sum":
             return sum(w * s for w, s in zip(sensor.weights, scores, strict=True)) + sensor.bias
         margins = [s - t for s, t in zip(scores, sensor.thresholds, strict=True)]
         return {"any": max(margins), "all": min(margins), "not": -margins[0]}[sensor.rule]
-    one = encode(lm, tiny.said(text))
+    one = encode(lm, tiny.said(text) if isinstance(text, str) else [text])
     x = read(lm, [sensor.site], one.ids)[sensor.site][0]
-    x = x[[i for i in range(len(x)) if one.roles[0, i] == Role.USER or i == len(x) - 1]]
+    x = x[read_by_a_gate(one.roles[0].tolist(), last_turn)]
     if isinstance(sensor, ProbeSensor):
         return float(x.mean(0) @ torch.as_tensor(policy.vector("v")).double()) + sensor.bias
     if isinstance(sensor, AttentionSensor):
@@ -80,6 +90,35 @@ def test_joined_sensors_are_what_their_rule_says(rule):
         score = sense(policy, JOINED[rule], text)
         assert seen["gate"] == pytest.approx(score, abs=1e-6)
         assert seen["open"] == (score >= 0)
+
+
+TALKS = tuple(
+    tuple(Message(role=r, content=c) for r, c in zip(itertools.cycle(("user", "assistant")), said))
+    for said in (
+        ("How are you today?",),
+        ("Tell me of the sea.", "It is wide and deep.", "And of the sky above it?"),
+        ("No", "Why not?", "Tell me of the sea, and of the sky above it.", "It is blue", "How are you today?"),
+        ("Tell me of the sea.", "It is wide.", "How deep?", "As deep as"),  # the last reply is begun for the model
+    )
+)
+
+
+@pytest.mark.parametrize("rule", JOINED)
+def test_either_is_the_higher_score_of_the_whole_and_of_the_last_turn(rule):
+    policy = gated(Gate(sensor=JOINED[rule], threshold=0.0, turns="either", kinds=kinds()))
+    by_last = []
+    for talk, seen in zip(TALKS, decide(tiny.lm(), tiny.saes(), TALKS, policy), strict=True):
+        whole, last = (sense(policy, JOINED[rule], talk, last_turn) for last_turn in (False, True))
+        assert seen["gate"] == pytest.approx(max(whole, last) if len(talk) > 1 else whole, abs=1e-6)
+        assert seen["last_turn"] == (len(talk) > 1 and last > whole)
+        first, second = (sense(policy, k.sensor, talk, seen["last_turn"]) for k in kinds())
+        assert seen["hazard"] == ("weapons" if first >= second else "profanity")
+        by_last.append(seen["last_turn"])
+    whole_alone = gated(Gate(sensor=JOINED[rule], threshold=0.0))
+    for talk, seen in zip(TALKS, decide(tiny.lm(), tiny.saes(), TALKS, whole_alone), strict=True):
+        assert seen["gate"] == pytest.approx(sense(policy, JOINED[rule], talk), abs=1e-6) and not seen["last_turn"]
+    if rule in ("sum", "attention"):
+        assert any(by_last)  # else nothing would have been told apart
 
 
 def test_attention_over_tokens_as_they_come_is_attention_over_all():

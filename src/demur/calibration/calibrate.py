@@ -86,7 +86,7 @@ def calibrate(
     scores = read_scores(bench.lm, bench.saes, base, validation.rows, folder, bench.batch)
     levels = set_levels(scores, validation, settings)
     line = levels[settings.level].level.threshold
-    gate, held, late = Gate(sensor=features.reading(), kinds=features.kinds, threshold=line), None, None
+    gate, held, late = gate_of(features, line), None, None
     if features.continuation is not None:
         shut = {row.id for row, s in zip(validation.rows, scores, strict=True) if s.score < line}
         held, late = set_late(bench, base, features.continuation, validation, shut, settings, folder)
@@ -105,8 +105,16 @@ def _check(bench: Bench, base: Policy, features: FeatureSet, settings: Calibrati
     # Whether the sensors can stand before the edits, and everything fits the model and the SAEs.
     first = features.actuators()[0]
     act = bench.raising({first.id: first.level}, settings.positions[0]).interventions
-    gate = Gate(sensor=features.reading(), kinds=features.kinds, threshold=0.0, continuation=features.continuation)
+    gate = gate_of(features).model_copy(update={"continuation": features.continuation})
     check(base.model_copy(update={"gate": gate, "interventions": act}), bench.lm, bench.saes)
+
+
+def gate_of(features: FeatureSet, threshold: float = 0.0) -> Gate:
+    """The sensors of features as a gate on the prompt.
+
+    It reads the last turn by itself too: they were fitted to requests without a history, in which one drowns.
+    """
+    return Gate(sensor=features.reading(), kinds=features.kinds, threshold=threshold, turns="either")
 
 
 def base_policy(bench: Bench, features: FeatureSet) -> Policy:
@@ -120,7 +128,7 @@ def base_policy(bench: Bench, features: FeatureSet) -> Policy:
         model=bench.lm.name,
         model_hash=bench.lm.hash,
         saes={site: bench.saes[site].hash for site in features.read_at},
-        gate=Gate(sensor=features.reading(), kinds=features.kinds, threshold=0.0),
+        gate=gate_of(features),
     )
     return policy.holding(features.arrays) if features.arrays else policy
 

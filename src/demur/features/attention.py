@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,52 +16,57 @@ from demur.features.reading import Streams
 from demur.features.sensors import weights_of
 from demur.progress import bar
 
-EPOCHS, PER_STEP, FEWEST_STEPS = 4, 64, 400
+EPOCHS, PER_STEP, FEWEST_STEPS = 8, 64, 400
 """How often each prompt is drawn, on average; prompts in a step of the optimiser; steps where prompts are few."""
+MEMBERS = 3
+"""Probes of which the score is the mean, each fitted for itself: one alone has a few prompts on which it is far out."""
 RATE, DECAY = 2e-3, 0.2
 """Learning rate of AdamW, which falls to zero, and its weight decay."""
 NOISE = 0.6
 """Gaussian noise added to the standardised stream while fitting: with little of it a probe of this size learns prompts by
 heart."""
 DROPOUT = 0.2
-LONGEST = 160
-"""Last tokens of a prompt that are fitted to; all are read in use."""
 
 
 class AttentionProbe(nn.Module):
-    """`bias + w · gelu(Σ_t softmax_t(Q x_t) (V x_t + c))`, as `records.AttentionSensor` says, of a standardised stream."""
+    """`bias + w · gelu(Σ_t softmax_t(Q x_t) (V x_t + c))`, as `records.AttentionSensor` says, of a standardised stream.
+
+    The mean of several members, which is such a probe again: the heads of all, and their weights shared out.
+    """
 
     def __init__(self, centre: Tensor, scale: Tensor, heads: int, width: int) -> None:
         super().__init__()
         self.centre, self.scale, self.heads = centre, scale, heads
-        self.query = nn.Linear(len(centre), heads, bias=False)
+        self.query = nn.Linear(len(centre), MEMBERS * heads, bias=False)
         nn.init.zeros_(self.query.weight)  # a mean at first
-        self.value = nn.Linear(len(centre), heads * width)
-        self.out = nn.Linear(heads * width, 1)
+        self.value = nn.Linear(len(centre), MEMBERS * heads * width)
+        bound = (heads * width) ** -0.5
+        self.out = nn.Parameter(torch.empty(MEMBERS, heads * width).uniform_(-bound, bound))
+        self.shift = nn.Parameter(torch.zeros(MEMBERS))
 
     def forward(
-        self, x: Float[Tensor, "rows tokens d_model"], real: Tensor, noise: float = 0.0
-    ) -> Float[Tensor, " rows"]:
-        """Log-odds of harm."""
+        self, x: Float[Tensor, "tokens d_model"], row: Int[Tensor, " tokens"], rows: int, noise: float = 0.0
+    ) -> Float[Tensor, "rows members"]:
+        """Log-odds of harm, of each row that the tokens are of, as each member has it."""
         x = (x - self.centre) / self.scale
         if noise:
             x = x + noise * torch.randn_like(x)
-        share = self.query(x).masked_fill(~real[..., None], -torch.inf).softmax(1)
-        values = self.value(x).unflatten(-1, (self.heads, -1))
-        z = (share[..., None] * values).sum(1).flatten(1)
-        return self.out(F.gelu(F.dropout(z, DROPOUT, self.training)))[:, 0]
+        logit, values = self.query(x), self.value(x).unflatten(-1, (MEMBERS * self.heads, -1))
+        # The softmax over each row's own tokens; the peak only keeps the exponentials in range.
+        peak = logit.new_full((rows, logit.shape[1]), -torch.inf)
+        peak = peak.scatter_reduce(0, row[:, None].expand_as(logit), logit.detach(), "amax")
+        weight = (logit - peak[row]).exp()
+        total = torch.zeros_like(peak).index_add(0, row, weight)
+        sums = values.new_zeros(rows, *values.shape[1:]).index_add(0, row, weight[..., None] * values)
+        z = (sums / total[..., None]).unflatten(1, (MEMBERS, self.heads)).flatten(2)
+        return (F.gelu(F.dropout(z, DROPOUT, self.training)) * self.out).sum(2) + self.shift
 
     @torch.no_grad()
     def scores(self, streams: Streams, rows: Sequence[int], batch: int = 128) -> Float[Tensor, " rows"]:
         """Log-odds of harm of some prompts, in the order given."""
         self.eval()
-        rows = list(rows)
-        found = torch.zeros(len(rows))
-        order = sorted(range(len(rows)), key=lambda i: int(streams.starts[rows[i] + 1] - streams.starts[rows[i]]))
-        for start in range(0, len(order), batch):
-            group = order[start : start + batch]
-            found[group] = self(*streams.batch([rows[i] for i in group]))
-        return found
+        parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        return torch.cat([self(*streams.packed(part), len(part)).mean(1) for part in parts])
 
     @torch.no_grad()
     def arrays(self) -> dict[str, np.ndarray]:
@@ -72,14 +77,14 @@ class AttentionProbe(nn.Module):
             "query": query,
             "value": value,
             "value_bias": self.value.bias - value @ self.centre,
-            "out": self.out.weight[0],
+            "out": self.out.flatten() / MEMBERS,
         }
         return {name: array.numpy() for name, array in found.items()}
 
     @property
     def bias(self) -> float:
         """That of the score."""
-        return float(self.out.bias)
+        return float(self.shift.mean())
 
 
 def fit_attention(
@@ -107,11 +112,11 @@ def fit_attention(
                 drawn = generator.choice(len(rows), PER_STEP, p=weight)
                 probe.train()
                 adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 30) * (1 - step / steps)
-                x, real = streams.batch([rows[i] for i in drawn], LONGEST)
-                wanted = torch.from_numpy(label[drawn]).float()
-                loss = F.binary_cross_entropy_with_logits(probe(x, real, NOISE), wanted)
+                x, row = streams.packed([rows[i] for i in drawn])
+                wanted = torch.from_numpy(label[drawn]).float()[:, None].expand(-1, MEMBERS)
+                loss = F.binary_cross_entropy_with_logits(probe(x, row, len(drawn), NOISE), wanted) * MEMBERS
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-                progress.step(figures=f"{loss.item():.2f} nats")
+                progress.step(figures=f"{loss.item() / MEMBERS:.2f} nats")
     return probe.eval().requires_grad_(False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
-from demur.errors import SettingsError
+from demur.errors import PolicyError, SettingsError
 from demur.evaluation.attacks.wrappers import shipped_wrappers, with_wrapped
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, refusal_log_odds, try_policies
@@ -33,6 +33,8 @@ PAPER_DOSE = 0.4
 """The value to which the paper's candidates are clamped, as a share of the residual stream's norm."""
 BRIEF = 120
 """Characters of a prompt that is shown as a feature's context; a longer one would only be cut."""
+KEPT = ("candidates", "pruned", "interactions", "dormant", "how")
+"""What a feature set says of how its actuators were found."""
 ENOUGH_OWN = 16
 """Refusals of the model's own that are enough to tell what is regular in refusals from what is not."""
 
@@ -56,12 +58,14 @@ def find(
     settings: FindSettings,
     sae_name: str,
     folder: Path | None = None,
+    kept: FeatureSet | None = None,
 ) -> FeatureSet:
     """Features in order of rank, with scores and evidence; candidates from training, effects from validation prompts.
 
-    With a run's folder, `effect` goes on from the stages that lie there.
+    With a run's folder, `effect` goes on from the stages that lie there. The actuators of `kept` are taken as they are.
 
     Raises:
+        PolicyError: what is kept was found on another model or SAE, or by another method.
         PromptError: a set without harmful or without benign prompts, or without two sources of each to leave out.
         SettingsError: sensors are to be measured, and the method finds none.
         SAEError: no feature, nor any set of them, makes the model refuse (effect).
@@ -72,15 +76,11 @@ def find(
         pairs([(row.label == "harmful", row.source or train.name) for row in train.rows])
     if settings.wrapped and len(train.rows) >= FEWEST:
         train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
-    harmful = train.where(label="harmful")
-    replies = part(
-        folder, "replies", Replies, lambda: both_replies(bench, spread(harmful, settings.replies), settings.seed)
-    )
-    if settings.method == "effect":
-        found: dict[str, Any] = _effect(bench, replies, train, validation, settings, folder)
+    if kept is None:
+        found: dict[str, Any] = _acting(bench, train, validation, settings, folder)
     else:
-        candidates = (_paper if settings.method == "paper" else _contrast)(bench, replies, settings)
-        found = {"features": _rank_by_effect(bench, candidates, validation, settings), "how": candidates.how}
+        _check_kept(bench, kept, settings)
+        found = {name: getattr(kept, name) for name in KEPT} | {"features": kept.actuators()}
     sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings)
     about: dict[str, Any] = {
         "model": bench.lm.name,
@@ -99,6 +99,31 @@ def find(
     features, curve = with_meaning(bench, features, train, validation, settings)
     made = FeatureSet(**about | found | {"features": features, "curve": curve})
     return made.holding(sensed.arrays) if sensed.arrays else made
+
+
+def _check_kept(bench: Bench, kept: FeatureSet, settings: FindSettings) -> None:
+    given = (kept.model_hash, kept.sae_hash, kept.method)
+    wanted = (bench.lm.hash, bench.sae.hash, settings.method)
+    if given != wanted or not kept.actuators():
+        raise PolicyError(
+            f"the features to keep were found by {kept.method} on {kept.model} ({kept.model_hash}) with SAE "
+            f"{kept.sae_hash}; these would be found by {settings.method} on {bench.lm.name} ({bench.lm.hash}) with SAE "
+            f"{bench.sae.hash}. "
+            "Give features of the same, or find them without --keep."
+        )
+
+
+def _acting(
+    bench: Bench, train: PromptSet, validation: PromptSet, settings: FindSettings, folder: Path | None
+) -> dict[str, Any]:
+    harmful = train.where(label="harmful")
+    replies = part(
+        folder, "replies", Replies, lambda: both_replies(bench, spread(harmful, settings.replies), settings.seed)
+    )
+    if settings.method == "effect":
+        return _effect(bench, replies, train, validation, settings, folder)
+    candidates = (_paper if settings.method == "paper" else _contrast)(bench, replies, settings)
+    return {"features": _rank_by_effect(bench, candidates, validation, settings), "how": candidates.how}
 
 
 def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple[Feature, ...]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from demur.activations.harvest import read
 from demur.models.chat import Role, tokens_and_roles
@@ -29,11 +28,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def batch(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
-        """Rows padded to one length, `[rows, tokens, d_model]`, and which tokens are real."""
-        pieces = [self.x[self.starts[i] : self.starts[i + 1]][-(longest or len(self.x)) :].float() for i in rows]
-        real = pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in pieces], batch_first=True)
-        return pad_sequence(pieces, batch_first=True), real
+    def packed(self, rows: Sequence[int]) -> tuple[Float[Tensor, "tokens d_model"], Int[Tensor, " tokens"]]:
+        """The tokens of some prompts, one after the other, and which of `rows` each is of, by its place."""
+        pieces = [self.x[self.starts[i] : self.starts[i + 1]] for i in rows]
+        counts = torch.tensor([len(p) for p in pieces])
+        return torch.cat(pieces).float(), torch.repeat_interleave(torch.arange(len(pieces)), counts)
 
     def pooled(self, how: str) -> Float[Tensor, "prompts d_model"]:
         """Each prompt's mean over tokens, or its last one."""

@@ -45,6 +45,9 @@ VECTOR = "attention"
 """Name of the probe's arrays in the file of vectors."""
 APART = 10
 """One family of prompts in so many is kept apart, to weigh the two readings by."""
+LEAST = 0.15
+"""Least spread of what the features add to a score, relative to that of what the probe adds: they name what was read, and
+on validation prompts of other sources the sum tells harm better with them (decision 14)."""
 ENOUGH, PER_KIND = 20, 16
 """Prompts from which a kind of harm can be learnt, and features that read it."""
 OF_KINDS = 0.003
@@ -174,7 +177,8 @@ def _weighed(
     count: int,
     seed: int,
 ) -> tuple[tuple[float, float], float]:
-    # How much each of the two readings counts, on prompts that neither was fitted to; and the bias of their sum.
+    # How much each of the two readings counts, on prompts that neither was fitted to; and the bias of their sum. Those are
+    # of the sources that the probe was fitted to, where it needs no help; on others it does.
     apart = [_tenth(row) for row in rows]
     stay, out = ([i for i, away in enumerate(apart) if away is side] for side in (False, True))
     if len({harmful[i] for i in out}) < 2 or len({harmful[i] for i in stay}) < 2:
@@ -185,7 +189,10 @@ def _weighed(
     y = np.array([harmful[i] for i in out])
     model = LogisticRegression(C=1.0).fit(x, y, weights_of(y, [groups[i] for i in out]))
     by_probe, by_features = (max(0.0, float(w)) for w in model.coef_[0])
-    return (by_probe, by_features), float(model.intercept_[0])
+    (_, wide_probe), (middle, wide_features) = ((column.mean(), column.std()) for column in x.T)
+    least = LEAST * by_probe * wide_probe / max(wide_features, 1e-6)
+    more = max(0.0, float(least - by_features))
+    return (by_probe, by_features + more), float(model.intercept_[0] - more * middle)
 
 
 def _tenth(row: Prompt) -> bool:

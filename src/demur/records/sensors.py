@@ -147,6 +147,9 @@ class Gate(Record):
 
     sensor: Sensor
     threshold: float
+    turns: Literal["all", "either"] = "all"
+    """all: the conversation is read as a whole. either: where there are several turns, the last is read by itself too, and
+    the higher score counts."""
     soft: float = Field(default=0.0, ge=0)
     """Score above the threshold over which the dose rises from `floor` to 1; 0: full dose at once."""
     floor: float = Field(default=0.5, ge=0, le=1)

@@ -48,6 +48,8 @@ class Transcript(Record):
     """Token positions whose residual stream was edited."""
     hazard: str | None = None
     """Kind of harm that the gate read; None where it tells none apart."""
+    last_turn: bool = False
+    """Whether the score is that of the last turn by itself, the higher one."""
     dose: float = 1.0
     """How much the policy did, where it acted, relative to its interventions' values."""
     late: int | None = None

@@ -41,6 +41,8 @@ class Account(Record):
     """Score less threshold."""
     hazard: str | None = None
     """Kind of harm that the gate read, where it tells kinds apart."""
+    last_turn: bool = False
+    """Whether the score is that of the last turn by itself, of a talk of several."""
     open: bool
     """Whether the gate opened, on the prompt or later."""
     steered: bool
@@ -74,6 +76,7 @@ def account(picked: Picked, text: str, tokens: int, finish: str, seen: dict[str,
         threshold=_number(line),
         margin=_number(score - line) if score is not None and line is not None else None,
         hazard=seen.get("hazard"),
+        last_turn=seen.get("last_turn", False),
         open=seen["open"],
         steered=bool(seen["edited"]) or bool(policy.canned and seen["open"]) or finish == "content_filter",
         edited=seen["edited"],

@@ -40,7 +40,8 @@ def in_words(policy: Policy) -> list[str]:
 
 
 def _gate_in_words(gate: Gate) -> list[str]:
-    lines = [f"  It acts when, on the prompt, {described(gate.sensor)} reach {gate.threshold:.2f}."]
+    alone = " or on the last of several turns by itself," if gate.turns == "either" else ""
+    lines = [f"  It acts when, on the prompt,{alone} {described(gate.sensor)} reach {gate.threshold:.2f}."]
     if gate.soft:
         lines.append(f"  The dose rises from {gate.floor:.2f} there to 1 at {gate.threshold + gate.soft:.2f}.")
     if gate.kinds:

@@ -41,8 +41,9 @@ def _read(policy: Policy, seen: dict, known: Known) -> list[str]:
     line = gate.thresholds.get(seen.get("hazard") or "", gate.threshold)
     opened = seen["gate"] >= line
     kind = f", most like {seen['hazard'].replace('_', ' ')}" if opened and seen.get("hazard") else ""
+    what = "the last turn, by itself," if seen.get("last_turn") else "the prompt"
     lines = [
-        f"the gate {'opened' if opened else 'stayed shut'}: the prompt scored {seen['gate']:.2f}{kind}; "
+        f"the gate {'opened' if opened else 'stayed shut'}: {what} scored {seen['gate']:.2f}{kind}; "
         f"the threshold is {line:.2f}."
     ]
     weights = shares(gate.sensor)

@@ -47,7 +47,10 @@ class Seen:
 
     def of(self, rows: Bool[Tensor, " batch"]) -> "Seen":
         """The tokens of some rows."""
-        mine = rows[self.row]
+        return self.where(rows[self.row])
+
+    def where(self, mine: Bool[Tensor, " tokens"]) -> "Seen":
+        """Some of the tokens."""
         if mine.all():
             return self
         made = Seen(self.x[mine], self.row[mine], self.position[mine], self.sae, self.features)
@@ -305,18 +308,13 @@ class GateState:
         self.gate = gate
         self.prompt_readers = gate.readers
         self._sites = {r.site for r in self.prompt_readers}
-        self.states: dict[Reader, ReaderState] = {}
-        for sensor in gate.every_reader:
-            if isinstance(sensor, FeatureSensor):
-                self.states[sensor] = FeatureState(sensor, features[sensor.site], rows, like)
-            elif isinstance(sensor, AttentionSensor):
-                parts = ("query", "value", "value_bias", "out")
-                arrays = {part: torch.as_tensor(policy.vector(f"{sensor.vector}.{part}")) for part in parts}
-                self.states[sensor] = AttentionState(sensor, arrays, rows, like)
-            else:
-                vector = torch.as_tensor(policy.vector(sensor.vector))
-                kind = ProbeState if isinstance(sensor, ProbeSensor) else CastState
-                self.states[sensor] = kind(sensor, vector, rows, like)  # type: ignore[arg-type]
+        self.states = {r: _state(r, policy, features, rows, like) for r in gate.every_reader}
+        self.last_turn: dict[Reader, ReaderState] = {}
+        """The same, reading the last turn of rows that have several."""
+        if gate.turns == "either":
+            self.last_turn = {r: _state(r, policy, features, rows, like) for r in self.prompt_readers}
+        self.several = torch.zeros(rows, device=like.device, dtype=torch.bool)
+        """Rows of which the last turn was read by itself."""
         self.late = None
         if gate.continuation is not None:
             state = self.states[gate.continuation.sensor]
@@ -326,8 +324,9 @@ class GateState:
 
     def forget(self, rows: Int[Tensor, " n"]) -> None:
         """Makes rows ready for other prompts."""
-        for state in self.states.values():
+        for state in (*self.states.values(), *self.last_turn.values()):
             state.forget(rows)
+        self.several[rows] = False
         if self.late is not None:
             self.late.forget(rows)
         self._decided = None
@@ -338,11 +337,19 @@ class GateState:
             return self.late is not None and self.late.how.sensor.site == site
         return site in self._sites
 
-    def update(self, site: str, seen: Seen) -> None:
-        """Takes in tokens of prompts, as they are at one of the gate's sites."""
+    def update(self, site: str, seen: Seen, last_turn: Bool[Tensor, " tokens"]) -> None:
+        """Takes in tokens of prompts, as they are at one of the gate's sites; `last_turn` says which are of the last of
+        several turns."""
+        self._update(self.states, site, seen)
+        if self.last_turn and last_turn.any():
+            late = seen.where(last_turn)
+            self.several[late.row] = True
+            self._update(self.last_turn, site, late)
+
+    def _update(self, states: Mapping[Reader, ReaderState], site: str, seen: Seen) -> None:
         for sensor in self.prompt_readers:
             if sensor.site == site:
-                self.states[sensor].update(seen)
+                states[sensor].update(seen)
                 self._decided = None
 
     def scores(self) -> Float[Tensor, " rows"]:
@@ -367,16 +374,28 @@ class GateState:
 
     def fired(self, row: int) -> tuple[Fired, ...]:
         """The sensors that took part in a row's score."""
-        found = [f for sensor in self.prompt_readers for f in self.states[sensor].fired(row)]
+        states = self.last_turn if self.by_last_turn(row) else self.states
+        found = [f for sensor in self.prompt_readers for f in states[sensor].fired(row)]
         return tuple({(f.site, f.feature): f for f in found}.values())
+
+    def by_last_turn(self, row: int) -> bool:
+        """Whether a row's score is that of its last turn by itself."""
+        return bool(self._decide()[4][row])
 
     def _decide(self) -> tuple[Tensor, ...]:
         # Once the prompts are read nothing changes, and every further token asks again.
         if self._decided is None:
-            score = self._score(self.gate.sensor)
+            score = self._score(self.gate.sensor, self.states)
+            by_last = torch.zeros_like(self.several)
+            if self.several.any():
+                alone = self._score(self.gate.sensor, self.last_turn)
+                by_last = self.several & (alone > score)
+                score = torch.where(by_last, alone, score)
             line, dose = torch.full_like(score, self.gate.threshold), torch.ones_like(score)
             if self.gate.kinds:
-                which = torch.stack([self._score(k.sensor) for k in self.gate.kinds], dim=1).argmax(1)
+                which = self._kinds(self.states)
+                if by_last.any():
+                    which = torch.where(by_last, self._kinds(self.last_turn), which)
                 for i, kind in enumerate(self.gate.kinds):
                     line[which == i] = self.gate.thresholds.get(kind.name, self.gate.threshold)
                     dose[which == i] = self.gate.doses.get(kind.name, 1.0)
@@ -385,19 +404,35 @@ class GateState:
             if self.gate.soft:
                 above = ((score - line) / self.gate.soft).clamp(0, 1)
                 dose = dose * (self.gate.floor + (1 - self.gate.floor) * above)
-            self._decided = score, torch.where(line == -torch.inf, torch.inf, score - line), dose, which
+            self._decided = score, torch.where(line == -torch.inf, torch.inf, score - line), dose, which, by_last
         return self._decided
 
-    def _score(self, sensor: Reader | JoinedSensor) -> Float[Tensor, " rows"]:
+    def _kinds(self, states: Mapping[Reader, ReaderState]) -> Int[Tensor, " rows"]:
+        return torch.stack([self._score(k.sensor, states) for k in self.gate.kinds], dim=1).argmax(1)
+
+    def _score(self, sensor: Reader | JoinedSensor, states: Mapping[Reader, ReaderState]) -> Float[Tensor, " rows"]:
         if not isinstance(sensor, JoinedSensor):
-            return self.states[sensor].scores()
-        parts = [self._score(part) for part in sensor.of]
+            return states[sensor].scores()
+        parts = [self._score(part, states) for part in sensor.of]
         if sensor.rule == "sum":
             return sum((w * p for w, p in zip(sensor.weights, parts, strict=True)), torch.zeros_like(parts[0])) + (
                 sensor.bias
             )
         margins = torch.stack([p - t for p, t in zip(parts, sensor.thresholds, strict=True)], dim=1)
         return {"any": margins.amax(1), "all": margins.amin(1), "not": -margins[:, 0]}[sensor.rule]
+
+
+def _state(sensor: Reader, policy: Policy, features: Mapping[str, Tensor], rows: int, like: Tensor) -> ReaderState:
+    if isinstance(sensor, FeatureSensor):
+        return FeatureState(sensor, features[sensor.site], rows, like)
+    if isinstance(sensor, AttentionSensor):
+        parts = ("query", "value", "value_bias", "out")
+        arrays = {part: torch.as_tensor(policy.vector(f"{sensor.vector}.{part}")) for part in parts}
+        return AttentionState(sensor, arrays, rows, like)
+    vector = torch.as_tensor(policy.vector(sensor.vector))
+    if isinstance(sensor, ProbeSensor):
+        return ProbeState(sensor, vector, rows, like)
+    return CastState(sensor, vector, rows, like)
 
 
 def wanted_features(

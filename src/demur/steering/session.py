@@ -83,6 +83,8 @@ class Session:
         self.ids = blank(self.rows, 0, dtype=torch.long)
         """Prompt tokens by position."""
         self.readable, self.user = blank(self.rows, 0), blank(self.rows, 0)
+        self.last_turn = torch.full((self.rows,), NEVER, device=self.like.device)
+        """Where the last of several turns begins; of rows with one turn, behind all there is."""
         self.worded = blank(self.rows)
         """Rows in which somebody said something; of the others a gate reads nothing, not even the template's tail."""
         self.edited = blank(self.rows, 0)
@@ -102,6 +104,7 @@ class Session:
         self.ids = _filled(self.ids, at, _by_position(prompts, prompts.ids))
         self.readable = _filled(self.readable, at, _by_position(prompts, _of(prompts, Role.USER, Role.ASSISTANT)))
         self.user = _filled(self.user, at, _by_position(prompts, _of(prompts, Role.USER)))
+        self.last_turn[at] = begins_last_turn(self.user[at], self.readable[at])
         self.worded[at] = self.readable[at].any(1)
         self.edited = widened(self.edited, width)
         self.edited[at] = False
@@ -199,8 +202,13 @@ class Session:
             seen = Seen(x[tokens], row[tokens], position[tokens], self.saes.get(site), self.features[site])
             for plan, gate in readers:
                 mine = seen.of(plan.rows)
-                if len(mine.row):
-                    gate.update(mine) if isinstance(gate, Late) else gate.update(site, mine)  # type: ignore[union-attr]
+                if not len(mine.row):
+                    continue
+                if isinstance(gate, Late):
+                    gate.update(mine)
+                else:
+                    assert gate is not None
+                    gate.update(site, mine, mine.position >= self.last_turn[mine.row])
 
     def _open(self, plan: Plan, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         # Whether the policy acts at these tokens, and since which position; where it does so from the prompt on, since
@@ -271,6 +279,7 @@ class Session:
                 "open": bool(plan.gate.open()[row]),
                 "fired": tuple(self._with_token(row, f) for f in plan.gate.fired(row)),
                 "hazard": plan.gate.kind(row),
+                "last_turn": plan.gate.by_last_turn(row),
             }
             if seen["open"]:
                 seen["dose"] = float(plan.gate.dose()[row])
@@ -298,8 +307,26 @@ def _late(late: Late, row: int, length: int, reply_tokens: int) -> dict:
     return found | ({"late": opened[0], "open": True} if opened else {})
 
 
+def begins_last_turn(
+    user: Bool[Tensor, "rows positions"], readable: Bool[Tensor, "rows positions"]
+) -> Int[Tensor, " rows"]:
+    """Where the user's words after the last reply begin; `NEVER` where no reply came before them.
+
+    `readable` are the words of either side. A reply that the user has not answered is begun for the model, and is no turn.
+    """
+    position = torch.arange(user.shape[1], device=user.device).expand_as(user)
+    last = torch.where(user, position, -1).amax(1, keepdim=True)
+    said = readable & ~user & (position < last)
+    after = torch.where(said, position, -1).amax(1, keepdim=True)
+    begins = torch.where(user & (position > after), position, NEVER).amin(1)
+    return torch.where(said.any(1), begins, NEVER)
+
+
 KEPT = 8
 """Policies whose tensors a session keeps though no row has them."""
+
+NEVER = torch.iinfo(torch.long).max
+"""A position that no token has."""
 
 TAIL = 1
 """Template tokens at the end of the prompt that a gate reads."""

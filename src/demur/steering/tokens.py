@@ -12,7 +12,7 @@ from demur.models.chat import Role, render, tokens_and_roles
 from demur.models.load import LanguageModel
 from demur.records import FeatureSensor, Gate, JoinedSensor, Message, Reader
 from demur.sae.sae import SAE
-from demur.steering.session import TAIL
+from demur.steering.session import TAIL, begins_last_turn
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class TokenRead:
 
 @torch.inference_mode()
 def by_token(
-    lm: LanguageModel, saes: Mapping[str, SAE], gate: Gate, messages: Sequence[Message]
+    lm: LanguageModel, saes: Mapping[str, SAE], gate: Gate, messages: Sequence[Message], last_turn: bool = False
 ) -> tuple[TokenRead, ...]:
-    """The tokens that a gate's sparse sensors read of a conversation; their shares and the biases make its score.
+    """The tokens that a gate's sparse sensors read of a conversation, or of its last turn; their shares and the biases make
+    its score.
 
     A sensor that pools by maximum counts a feature where it is strongest; one that takes the mean, everywhere.
 
@@ -47,6 +48,11 @@ def by_token(
     text = render(lm, messages)
     spans = lm.tokenizer(text, add_special_tokens=not templated, return_offsets_mapping=True)["offset_mapping"]
     own = [i for i, r in enumerate(roles) if r in (Role.USER, Role.ASSISTANT) or i >= len(roles) - TAIL]
+    if last_turn:
+        user, words = (
+            torch.tensor([[r in kept for r in roles]]) for kept in ((Role.USER,), (Role.USER, Role.ASSISTANT))
+        )
+        own = [i for i in own if i >= begins_last_turn(user, words)[0]]
     found: list[list[tuple[str, int, float]]] = [[] for _ in own]
     parts = _parts(gate.sensor)
     sites = sorted({s.site for s, _ in parts})

@@ -29,6 +29,7 @@ def find_verb(
     settings: Annotated[FindSettings, Parameter(name="*")] = DEFAULTS,
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
     run: Path | None = None,
+    keep: Path | None = None,
     namer: str = "",
     namer_model: str = "",
     json: bool = False,
@@ -40,6 +41,7 @@ def find_verb(
     demur find --sae runs/sae/sae
     demur find --method paper --sae runs/sae/sae --run runs/paper
     demur find --held-out --prompts harm.jsonl --prompts plain.jsonl
+    demur find --keep runs/find/features.json --prompts more-harm.jsonl
     demur find --namer http://localhost:8000/v1 --namer-model NAME
 
     Parameters
@@ -52,6 +54,9 @@ def find_verb(
         Prompts on which effects are measured; by default the shipped validation prompts.
     run
         Folder of the run. One that was stopped goes on from its last stage.
+    keep
+        Features (JSON) of the same model and SAE whose actuators are kept: what reads harm is fitted anew, which takes
+        half the time.
     namer
         Address of an OpenAI-compatible endpoint (http://HOST/v1) whose model names the features; else a rule does.
     namer_model
@@ -62,11 +67,13 @@ def find_verb(
     if namer:
         checked(namer, "--namer")
     train, held = load_prompts(prompts, "train"), load_prompts(validation, "validation")
+    kept = FeatureSet.load(keep) if keep else None
     bench = Bench.open(sae or shipped() / "sae", model)
     stated = {"sae": bench.sae.hash, "prompts": train.name, "validation": held.name, **settings.model_dump(mode="json")}
+    stated |= {"kept": runs.file_hash(keep)} if keep else {}
     folder = runs.open_run("find", run, stated)
     say(f"run: {folder}")
-    found = find(bench, train, held, settings, str(sae or "shipped"), folder)
+    found = find(bench, train, held, settings, str(sae or "shipped"), folder, kept)
     found.save(folder / "features.json")
     if namer:
         # Written before anybody is asked: whatever becomes of the endpoint, the features are found.

@@ -149,7 +149,8 @@ def test_streamed_answers_are_those_unstreamed_with_the_account_at_the_end(serve
 
 
 def test_several_choices_have_an_account_each(server, rows):
-    answer = ask(server, rows[0][0], "gated", n=2, temperature=0.7, seed=1)
+    # Without a seed: vLLM's engine dies of one, on a CPU, where a prompt is read in chunks (docs/vllm.md).
+    answer = ask(server, rows[0][0], "gated", n=2, temperature=0.7)
     assert [c["demur"]["policy"] for c in answer["choices"]] == ["gated", "gated"]
     assert answer["choices"][0]["demur"]["gate"] == pytest.approx(answer["choices"][1]["demur"]["gate"], abs=2e-3)
 

@@ -34,7 +34,9 @@ class Reasons:
         wrong = ""
         if policy.gate is not None:
             try:
-                words = await anyio.to_thread.run_sync(by_token, lm, saes, policy.gate, messages)
+                words = await anyio.to_thread.run_sync(
+                    by_token, lm, saes, policy.gate, messages, bool(account.get("last_turn"))
+                )
             except DemurError as error:
                 wrong = str(error)
         self.place.shown(True)
