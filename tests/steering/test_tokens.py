@@ -26,6 +26,20 @@ def test_the_words_are_those_that_were_said_and_the_place_where_the_reply_begins
     assert [w.of_prompt for w in words].count(False) == 1
 
 
+def test_of_a_talk_the_last_turn_may_be_read_alone():
+    talk = (
+        Message(role="user", content="Tell me of the sea."),
+        Message(role="assistant", content="It is wide and deep."),
+        *TALK,
+    )
+    gate = Gate(sensor=tiny.SENSOR, threshold=0.0, turns="either")
+    words = by_token(tiny.lm(), tiny.saes(), gate, talk, last_turn=True)
+    assert "".join(w.text for w in words if w.of_prompt) == TALK[0].content
+    (seen,) = decide(tiny.lm(), tiny.saes(), [talk], tiny.policy(threshold=0.0).model_copy(update={"gate": gate}))
+    read = by_token(tiny.lm(), tiny.saes(), gate, talk, seen["last_turn"])
+    assert sum(w.share for w in read) + tiny.SENSOR.bias == pytest.approx(seen["gate"], abs=1e-5)
+
+
 def test_of_sensors_that_are_summed_each_counts_with_its_weight():
     single = by_token(tiny.lm(), tiny.saes(), Gate(sensor=tiny.SENSOR, threshold=0.0), TALK)
     twice = JoinedSensor(rule="sum", of=(tiny.SENSOR,), weights=(2.0,))

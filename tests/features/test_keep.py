@@ -1,0 +1,58 @@
+"""Features kept: what acts stays as it was found, what reads harm is fitted anew."""
+
+import pytest
+
+from demur.errors import PolicyError
+from demur.features.effect import Bench
+from demur.features.find import find
+from demur.features.settings import FindSettings
+from demur.records import Feature, FeatureSet, Prompt, PromptSet
+from tests import tiny
+
+
+def prompts(name: str, n: int) -> PromptSet:
+    return PromptSet(
+        name=name,
+        rows=tuple(
+            Prompt(id=f"{word} {i}", prompt=f"{word} {i}", label=label, source="s", kind=kind)
+            for i in range(n)
+            for word, label, kind in (("Poison the well", "harmful", "harmful"), ("Water the rose", "benign", "plain"))
+        ),
+    )
+
+
+def before(bench: Bench, **changed) -> FeatureSet:
+    features = tuple(
+        Feature(id=i, role=role, level=2.0 + i, scores={"weight": 1.0})
+        for i, role in ((3, "actuator"), (8, "actuator"), (5, "sensor"))
+    )
+    about = {"model": "tiny", "model_hash": bench.lm.hash, "sae": "s", "sae_hash": bench.sae.hash}
+    about |= {"site": bench.sae.config.site, "method": "contrast", "how": "as it was", "features": features}
+    return FeatureSet(**about | changed)
+
+
+def test_actuators_stay_and_sensors_are_fitted_anew():
+    bench = Bench(tiny.lm(), tiny.sae())
+    settings = FindSettings(method="contrast", sensors=4, dosed=2, each_kind=4)
+    kept = before(bench)
+    found = find(bench, prompts("train", 20), prompts("validation", 4), settings, "s", kept=kept)
+    assert [(f.id, f.level) for f in found.actuators()] == [(3, 5.0), (8, 10.0)]
+    assert found.how == "as it was" and found.kinds == ()
+    assert found.sensors() and [f.id for f in found.sensors()] != [5]
+    assert all("auc" in f.scores for f in found.sensors())
+
+
+@pytest.mark.parametrize(
+    "other", [{"model_hash": "other"}, {"sae_hash": "other"}, {"method": "effect"}, {"features": ()}]
+)
+def test_features_of_another_kind_are_not_kept(other):
+    bench = Bench(tiny.lm(), tiny.sae())
+    with pytest.raises(PolicyError, match="the features to keep"):
+        find(
+            bench,
+            prompts("train", 4),
+            prompts("validation", 4),
+            FindSettings(method="contrast"),
+            "s",
+            kept=before(bench, **other),
+        )
