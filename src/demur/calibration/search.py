@@ -19,7 +19,9 @@ from demur.files import to_line, whole_lines, write_jsonl
 from demur.records import Feature, Positions, parse
 
 TRIALS = "trials.jsonl"
-ONSETS, HOLDS, DECAYS = (0, 1, 2, 3), (WHOLE, 8, 16, 32), (0, 4, 8)
+ONSETS, HOLDS, DECAYS = (0, 1, 2, 3), (WHOLE, 8, 16, 24, 32), (0, 4, 8)
+ENDING = {"hold": 24, "decay": 8}
+"""Long enough for a refusal; what says no to the last token may go on saying so in circles."""
 SOFTS = (0.0, 0.5, 1.0)
 """Score above the threshold at which the dose is whole, as a share of the usual one."""
 
@@ -42,7 +44,7 @@ def around(
     """Features in and out, doses between the lowest and the highest, positions, the dose's course over tokens and risk.
 
     It begins with all features (ranked ones: the first, the first two …) at the dose found, at each of the positions; then
-    with all of them at the other doses.
+    with all of them at the lower doses, ending after a while (behind a gate), and at the other doses to the end.
     """
     doses = sorted(settings.doses)
     space: dict[str, Range | tuple[Any, ...]] = {"dose": Range(doses[0], doses[-1]), "positions": tuple(positions)}
@@ -52,12 +54,16 @@ def around(
         space |= {"onset": ONSETS, "hold": HOLDS, "decay": DECAYS, "soft": SOFTS}
     usual = min(doses, key=lambda d: abs(d - 1))
     counts = range(1, len(actuators) + 1) if ranked else [len(actuators)]
-    points = [(count, at, usual) for count in reversed(counts) for at in positions]
-    points += [(len(actuators), positions[0], dose) for dose in doses if dose != usual]
+    points: list[tuple[int, Positions, float, dict[str, int]]]
+    points = [(count, at, usual, {}) for count in reversed(counts) for at in positions]
+    points += [(len(actuators), positions[0], dose, ENDING) for dose in doses if gated and dose <= usual]
+    points += [(len(actuators), positions[0], dose, {}) for dose in doses if dose != usual]
     starts = []
-    for count, at, dose in points:
+    for count, at, dose, course in points:
         flags = {f"feature {f.id}": i < count for i, f in enumerate(actuators)}
-        params = {name: options[0] for name, options in space.items()} | flags | {"dose": dose, "positions": at}
+        params = (
+            {name: options[0] for name, options in space.items()} | flags | {"dose": dose, "positions": at} | course
+        )
         starts.append({name: params[name] for name in space})
     return Search(space, starts)
 
