@@ -54,7 +54,7 @@ def around(
         space |= {"onset": ONSETS, "hold": HOLDS, "decay": DECAYS, "soft": SOFTS}
     usual = min(doses, key=lambda d: abs(d - 1))
     counts = range(1, len(actuators) + 1) if ranked else [len(actuators)]
-    points: list[tuple[int, Positions, float, dict[str, int]]]
+    points: list[tuple[int, Any, Any, dict[str, int]]]
     points = [(count, at, usual, {}) for count in reversed(counts) for at in positions]
     points += [(len(actuators), positions[0], dose, ENDING) for dose in doses if gated and dose <= usual]
     points += [(len(actuators), positions[0], dose, {}) for dose in doses if dose != usual]
