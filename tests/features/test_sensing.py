@@ -73,6 +73,21 @@ def test_streams_are_what_a_gate_reads():
         torch.testing.assert_close(streams.pooled(how), pools[f"residual {how}"].float(), rtol=0.02, atol=0.02)
 
 
+def test_streams_that_were_kept_are_read_again_if_they_are_of_the_same_prompts(tmp_path, monkeypatch):
+    lm, site, kept = tiny.lm(), tiny.sae().config.site, tmp_path / "streams.safetensors"
+    talk = tiny.said("How are you today?", "No")
+    first = read_streams(lm, site, talk, kept=kept)
+    longer = read_streams(lm, site, tiny.said("How are you today?", "No", "Yes"), kept=tmp_path / "other.safetensors")
+    assert len(longer) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr("demur.features.reading.read", None)  # nothing may be read
+        again = read_streams(lm, site, talk, kept=kept)
+    assert torch.equal(again.x, first.x) and torch.equal(again.starts, first.starts)
+    for content in (b"\xff" * 64, (tmp_path / "other.safetensors").read_bytes(), kept.read_bytes()[:500]):
+        kept.write_bytes(content)
+        assert torch.equal(read_streams(lm, site, talk, kept=kept).x, first.x)
+
+
 @pytest.mark.parametrize("pooling", ["max", "mean", "last"])
 def test_pooled_features_are_the_full_encodes_pooled(pooling):
     bench = Bench(tiny.lm(), tiny.sae())

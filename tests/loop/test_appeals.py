@@ -68,8 +68,8 @@ def test_ten_appeals_and_their_paraphrases_are_answered_and_harm_is_refused_as_b
         c for c, is_open in zip(every, world.opened(world.policy, [c.asked for c in every]), strict=True) if is_open
     ]
     ten = refused[:TEN]
-    # A better gate refuses fewer look-alikes; with too few of them there is nothing to be measured.
-    assert len(ten) >= 5
+    # A better gate refuses fewer look-alikes: then there have to be more in the list, or nothing would be measured.
+    assert len(ten) == TEN
     appeals = appealed(tmp_path, world.policy, [c.asked for c in ten], [])
     known, held = shipped_prompts("train"), shipped_prompts("validation")
     made = pardon(world.lm, world.saes, world.policy, appeals, known, held, PardonSettings(known=400))

@@ -81,7 +81,7 @@ def find(
     else:
         _check_kept(bench, kept, settings)
         found = {name: getattr(kept, name) for name in KEPT} | {"features": kept.actuators()}
-    sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings)
+    sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings, folder)
     about: dict[str, Any] = {
         "model": bench.lm.name,
         "model_hash": bench.lm.hash,
@@ -246,9 +246,9 @@ def _rank_by_effect(
     ]
 
 
-def _sensed(bench: Bench, train: PromptSet, settings: FindSettings) -> Sensed:
+def _sensed(bench: Bench, train: PromptSet, settings: FindSettings, folder: Path | None) -> Sensed:
     rows = [row for group in by_source(train).values() for row in evenly(group, settings.per_source)]
-    return sense(bench, rows, [row.source or train.name for row in rows], settings)
+    return sense(bench, rows, [row.source or train.name for row in rows], settings, folder)
 
 
 def by_source(prompts: PromptSet) -> dict[tuple[str, str, str], list[Prompt]]:

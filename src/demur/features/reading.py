@@ -1,13 +1,20 @@
 """Features read on prompts: what a gate would see, for many prompts at once."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from demur.activations.harvest import read
+from demur.files import replacing
 from demur.models.chat import Role, tokens_and_roles
 from demur.models.load import LanguageModel
 from demur.progress import bar
@@ -63,15 +70,28 @@ def read_prompts(
     return _pooled(lm, sae, rows, pooling, batch, residual, "reading prompts")
 
 
-def read_streams(lm: LanguageModel, site: str, conversations: Sequence[Sequence[Message]], batch: int = 32) -> Streams:
-    """The stream itself on every token that a gate reads, in bfloat16, which takes half the memory."""
+def read_streams(
+    lm: LanguageModel, site: str, conversations: Sequence[Sequence[Message]], batch: int = 32, kept: Path | None = None
+) -> Streams:
+    """The stream itself on every token that a gate reads, in bfloat16, which takes half the memory.
+
+    With a file `kept` they are written there, and read from there if it has those of the same model, site and prompts.
+    """
     rows = [_read_by_a_gate(lm, c) for c in conversations]
+    of = {"of": hashlib.sha256(json.dumps([lm.hash, site, rows]).encode()).hexdigest()}
+    if kept is not None and kept.is_file():
+        with suppress(SafetensorError), safe_open(kept, "pt") as file:
+            if file.metadata() == of:
+                return Streams(file.get_tensor("x"), file.get_tensor("starts"))
     counts = torch.tensor([sum(own) for _, own in rows])
     starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     x = torch.empty(int(starts[-1]), lm.d_model, dtype=torch.bfloat16)
     for group, hidden, read_here in _passes(lm, site, rows, batch, "reading prompts"):
         for i, tokens in zip(group, hidden[read_here].split([int(counts[i]) for i in group]), strict=True):
             x[starts[i] : starts[i + 1]] = tokens
+    if kept is not None:
+        with replacing(kept) as tmp:
+            save_file({"x": x, "starts": starts}, tmp, of)
     return Streams(x, starts)
 
 

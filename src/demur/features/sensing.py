@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from demur.records import (
 
 FEWEST = 1000
 """Training prompts below which there is no attention probe, which then reads worse than features do, and none is wrapped."""
+STREAMS = "streams.safetensors"
 VECTOR = "attention"
 """Name of the probe's arrays in the file of vectors."""
 APART = 10
@@ -69,13 +71,23 @@ class Sensed:
     held_out: tuple[HeldOut, ...] = ()
 
 
-def sense(bench: Bench, rows: Sequence[Prompt], sources: Sequence[str], settings: FindSettings) -> Sensed:
-    """Readings of harm fitted to `rows`: training prompts, harmful and benign; `sources` says where each comes from."""
+def sense(
+    bench: Bench,
+    rows: Sequence[Prompt],
+    sources: Sequence[str],
+    settings: FindSettings,
+    folder: Path | None = None,
+) -> Sensed:
+    """Readings of harm fitted to `rows`: training prompts, harmful and benign; `sources` says where each comes from.
+
+    What is read of them, most of the work, is kept in `folder` (`STREAMS`, some 1.2 kB a token).
+    """
     count, pooling, seed = settings.sensors, settings.pooling, settings.seed
     attention = settings.attention and len(rows) >= FEWEST
     harmful = [row.label == "harmful" for row in rows]
     groups = [f"{source} {row.kind}" for source, row in zip(sources, rows, strict=True)]
-    streams = read_streams(bench.lm, bench.sae.config.site, [row.conversation for row in rows])
+    kept = folder / STREAMS if folder else None
+    streams = read_streams(bench.lm, bench.sae.config.site, [row.conversation for row in rows], kept=kept)
     pooled = pooled_features(bench, streams, pooling)
     reading = fit(pooled, harmful, groups, count)
     levels = pooled[:, reading.features].amax(0).tolist()
