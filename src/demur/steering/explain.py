@@ -1,10 +1,14 @@
 """Why a reply came out as it did, in words: what the gate read, which features took part, what was changed."""
 
+import re
 from collections.abc import Mapping
 
 from demur.records import Feature, FeatureSensor, Fired, JoinedSensor, Policy, Reader, readers
 from demur.steering.generate import Reply
 
+MARKS = re.compile(r"<\|\w+\|>(?:(?:system|user|assistant)\b)?")
+NAMELESS = {"probe": "a direction", "attention": "an attention probe", "cast": "a condition on one direction"}
+"""Sensors that read no features, in words."""
 Known = Mapping[tuple[str, int], Feature]
 """Features whose evidence may be quoted, by site and number."""
 
@@ -47,14 +51,15 @@ def _read(policy: Policy, seen: dict, known: Known) -> list[str]:
         f"the threshold is {line:.2f}."
     ]
     weights = shares(gate.sensor)
-    read = [(weights.get((f.site, f.feature), 0.0) * f.value, f) for f in seen["fired"] if f.role == "sensor"]
+    read = [(w * f.value, f) for f in seen["fired"] if f.role == "sensor" and (w := weights.get((f.site, f.feature)))]
     for share, f in sorted(read, key=lambda pair: -abs(pair[0]))[:5]:
         side = "towards harm" if share > 0 else "away from harm"
         feature = known.get((f.site, f.feature))
         lines.append(f"  {share:+.2f} {side}: feature {f.feature}{_named(feature)}{_where(f)}{_quoted(feature)}")
-    unnamed = [r.name for r in readers(gate.sensor) if not isinstance(r, FeatureSensor)]
+    unnamed = [NAMELESS[r.kind] for r in readers(gate.sensor) if not isinstance(r, FeatureSensor)]
     if unnamed:
-        lines.append(f"  read besides, by directions that are no features: {', '.join(unnamed)}.")
+        together = f"the {len(read)} features that were active add {sum(s for s, _ in read):+.2f}; " if read else ""
+        lines.append(f"  {together}what else was read is not made of features: {', '.join(dict.fromkeys(unnamed))}.")
     if seen.get("late") is not None:
         lines.append(f"the gate on the reply opened at its token {seen['late'] + 1}.")
     return lines
@@ -85,10 +90,15 @@ def _where(fired: Fired) -> str:
 def _quoted(feature: Feature | None) -> str:
     if feature is None or not feature.evidence.contexts:
         return ""
-    return f" - fires on …{' '.join(feature.evidence.contexts[0].split())[-70:]}"
+    return f" - fires on …{without_marks(feature.evidence.contexts[0])[-70:]}"
+
+
+def without_marks(text: str) -> str:
+    """A passage without a template's marks, on one line."""
+    return " ".join(MARKS.sub(" ", text).split())
 
 
 def _written(feature: Feature | None) -> str:
-    if feature is None or not feature.evidence.raised:
+    if feature is None or not feature.evidence.raised or feature.name.startswith("writes"):
         return ""
     return f" - writes {', '.join(feature.evidence.raised[:6])}"

@@ -8,6 +8,7 @@ from demur.errors import DemurError
 from demur.records import Feature, Message, Policy
 from demur.server.page.desk import Desk
 from demur.server.page.parts import Tag, remark
+from demur.steering.explain import without_marks
 from demur.steering.tokens import TokenRead, by_token
 
 LOUDEST = 6
@@ -155,13 +156,6 @@ def evidence(feature: Feature | None, most: int) -> None:
         before, _, rest = passage.partition("«")
         word, _, after = rest.partition("»")
         with Tag("blockquote"):
-            Tag("span", f"…{_plain(before)}")
+            Tag("span", f"…{without_marks(before)}")
             Tag("mark", word)
-            Tag("span", f"{_plain(after)}…")
-
-
-def _plain(text: str) -> str:
-    # Templates' own marks are no text.
-    for mark in ("<|im_start|>", "<|im_end|>"):
-        text = text.replace(mark, " ")
-    return " ".join(text.split(" ")).replace("\n", " ")
+            Tag("span", f"{' ' if after[:1].isspace() else ''}{without_marks(after)}…")

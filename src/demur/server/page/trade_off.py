@@ -9,6 +9,8 @@ from demur.server.page.runs import Answer, Point, Rate, Run, find_runs
 
 SIDE, LEFT, TOP = 400, 46, 14
 """Of the drawing: the square, and the room for what is written beside it."""
+LETTER = 6.8
+"""Width of a letter of a policy's name there."""
 PAGE = 10
 LABELS = {"": "all", "harmful": "harmful", "benign": "benign"}
 OUTCOMES = {o: o or "all" for o in ("", "refused", "partial", "deflected", "complied", "degenerate", "not judged")}
@@ -72,6 +74,8 @@ class _Figure:
         self.colours = {p.policy: "var(--plain)" for p in points}
         self.colours |= {name: f"var(--p{i % 7})" for i, name in enumerate(steered)}
         self.marks: dict[str, list[Tag]] = {p.policy: [] for p in points}
+        self.named: list[tuple[float, float, float, float]] = []
+        """Where names stand: left, right, top, bottom."""
         with Tag("div", classes="figure"):
             self._draw()
             self._table()
@@ -115,13 +119,28 @@ class _Figure:
                 stroke="var(--page)",
                 stroke_width="1.5",
             )
-            right = x > 0.8
-            Tag("text", point.policy, "name", x=_x(x, -12 if right else 12), y=_y(y, -9),
-                style=f"fill: {colour}", text_anchor="end" if right else "start")  # fmt: skip
+            if place := self._room(point):
+                across, down, anchor = place
+                Tag("text", point.policy, "name", x=_x(x, across), y=_y(y, down),
+                    style=f"fill: {colour}", text_anchor=anchor)  # fmt: skip
             Tag("title", said)
         mark.on("click", lambda _, p=point.policy: self.open(p), args=[])
         mark.on("keydown", lambda _, p=point.policy: self.open(p), js_handler=PRESSED)
         self.marks[point.policy].append(mark)
+
+    def _room(self, point: Point) -> tuple[float, float, str] | None:
+        # Where a point's name meets no other and no dot. Where there is no such place, title and table have it.
+        x, y = float(_x(point.benign.rate)), float(_y(point.harmful.rate))
+        dots = [(float(_x(p.benign.rate)), float(_y(p.harmful.rate))) for p in self.points]
+        wide, taken = LETTER * len(point.policy), [*self.named, *((a - 6, a + 6, b - 6, b + 6) for a, b in dots)]
+        for across, down, anchor in ((12, -9, "start"), (12, 18, "start"), (-12, -9, "end"), (-12, 18, "end")):
+            left = x + across - (wide if anchor == "end" else 0)
+            right, top, bottom = left + wide, y + down - 9, y + down + 2
+            clear = all(right <= l or r <= left or bottom <= t or b <= top for l, r, t, b in taken)  # noqa: E741
+            if clear and left > 0 and right < LEFT + SIDE + 70:
+                self.named.append((left, right, top, bottom))
+                return across, down, anchor
+        return None
 
     def _table(self) -> None:
         with Tag("div", classes="scroll"), Tag("table", classes="plainly"):
