@@ -31,11 +31,12 @@ def before(bench: Bench, **changed) -> FeatureSet:
     return FeatureSet(**about | changed)
 
 
-def test_actuators_stay_and_sensors_are_fitted_anew():
+def test_actuators_stay_and_sensors_are_fitted_anew(tmp_path):
     bench = Bench(tiny.lm(), tiny.sae())
     settings = FindSettings(method="contrast", sensors=4, dosed=2, each_kind=4)
     kept = before(bench)
-    found = find(bench, prompts("train", 20), prompts("validation", 4), settings, "s", kept=kept)
+    found = find(bench, prompts("train", 20), prompts("validation", 4), settings, "s", tmp_path, kept=kept)
+    assert not list(tmp_path.iterdir())  # the streams were kept only for a run that is stopped
     assert [(f.id, f.level) for f in found.actuators()] == [(3, 5.0), (8, 10.0)]
     assert found.how == "as it was" and found.kinds == ()
     assert found.sensors() and [f.id for f in found.sensors()] != [5]

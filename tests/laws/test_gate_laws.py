@@ -15,7 +15,7 @@ from demur.records import AttentionSensor, Continuation, Gate, JoinedSensor, Kin
 from demur.steering.gates import AttentionState, Seen
 from demur.steering.generate import decide, generate
 from demur.steering.policies import find_policy
-from demur.steering.session import steer
+from demur.steering.session import Session, steer
 from tests import tiny
 
 TEXTS = ("How are you today?", "Tell me of the sea, and of the sky above it.", "No")
@@ -119,6 +119,28 @@ def test_either_is_the_higher_score_of_the_whole_and_of_the_last_turn(rule):
         assert seen["gate"] == pytest.approx(sense(policy, JOINED[rule], talk), abs=1e-6) and not seen["last_turn"]
     if rule in ("sum", "attention"):
         assert any(by_last)  # else nothing would have been told apart
+
+
+@pytest.mark.parametrize("rule", ["sum", "attention"])
+def test_the_last_turn_read_in_pieces_is_the_last_turn_read_at_once(rule):
+    lm, policy = tiny.lm(), gated(Gate(sensor=JOINED[rule], threshold=1e9, turns="either"))
+    prompts = encode(lm, TALKS)
+    sites = ["0.resid_post", "1.resid_post"]
+    streams = read(lm, sites, prompts.ids)  # of the padding too: the same in both, which is all that is asked here
+    column = torch.arange(prompts.ids.shape[1])
+    position = column[None, :] - prompts.first[:, None]
+    row = torch.arange(len(TALKS))[:, None].expand_as(position)
+
+    def scores(width: int) -> torch.Tensor:
+        session = Session(lm, tiny.saes(), [policy] * len(TALKS), prompts)
+        for piece in column.split(width):
+            real = position[:, piece] >= 0
+            for site in sites:
+                session.edit(site, streams[site][:, piece][real], row[:, piece][real], position[:, piece][real])
+        assert session.plans[0].gate is not None and session.plans[0].gate.several.tolist() == [False, True, True, True]
+        return session.plans[0].gate.scores()
+
+    torch.testing.assert_close(scores(3), scores(len(column)), rtol=0, atol=1e-10)
 
 
 def test_attention_over_tokens_as_they_come_is_attention_over_all():

@@ -114,9 +114,9 @@ def fit_attention(
                 adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 30) * (1 - step / steps)
                 x, row = streams.packed([rows[i] for i in drawn])
                 wanted = torch.from_numpy(label[drawn]).float()[:, None].expand(-1, MEMBERS)
-                loss = F.binary_cross_entropy_with_logits(probe(x, row, len(drawn), NOISE), wanted) * MEMBERS
+                loss = F.binary_cross_entropy_with_logits(probe(x, row, len(drawn), NOISE), wanted)
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-                progress.step(figures=f"{loss.item() / MEMBERS:.2f} nats")
+                progress.step(figures=f"{loss.item():.2f} nats")
     return probe.eval().requires_grad_(False)

@@ -16,7 +16,7 @@ from demur.features.evidence import evidence
 from demur.features.held_out import pairs
 from demur.features.meaning import with_meaning
 from demur.features.replies import Replies, beginnings, both_replies, usual_norm
-from demur.features.sensing import FEWEST, Sensed, sense
+from demur.features.sensing import FEWEST, STREAMS, Sensed, sense
 from demur.features.settings import FindSettings
 from demur.features.signals import fits
 from demur.features.together import find_together
@@ -98,6 +98,8 @@ def find(
     features = with_evidence(bench, [*found["features"], *sensed.features], settings.seed)
     features, curve = with_meaning(bench, features, train, validation, settings)
     made = FeatureSet(**about | found | {"features": features, "curve": curve})
+    if folder is not None:
+        (folder / STREAMS).unlink(missing_ok=True)  # gigabytes, and only of use to a run that was stopped
     return made.holding(sensed.arrays) if sensed.arrays else made
 
 

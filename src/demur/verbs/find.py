@@ -12,7 +12,6 @@ from demur.evaluation.endpoint import checked
 from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
 from demur.features.naming import names_by_model
-from demur.features.sensing import STREAMS
 from demur.models.load import ModelSettings
 from demur.records import Area, FeatureSet, HeldOut
 from demur.steering.policies import shipped
@@ -76,7 +75,6 @@ def find_verb(
     say(f"run: {folder}")
     found = find(bench, train, held, settings, str(sae or "shipped"), folder, kept)
     found.save(folder / "features.json")
-    (folder / STREAMS).unlink(missing_ok=True)
     if namer:
         # Written before anybody is asked: whatever becomes of the endpoint, the features are found.
         found = found.renamed(names_by_model(found.features, namer, namer_model))
