@@ -3,7 +3,7 @@
 import torch
 
 from demur.features.contrast import DENSE, read_replies, separation
-from demur.features.reading import read_prompts
+from demur.features.reading import read_prompts, read_prompts_by
 from demur.features.sensors import fit
 from demur.models.chat import tokens_and_roles
 from tests import tiny
@@ -44,6 +44,16 @@ def test_read_prompts_is_the_naive_loop():
         f = sae.encode(hidden[seen]).float()
         for name, wanted in (("max", f.amax(0)), ("mean", f.mean(0)), ("last", f[-1])):
             torch.testing.assert_close(found[name][i], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_several_saes_read_together_as_alone():
+    lm, saes = tiny.lm(), [tiny.sae(layer=0), tiny.sae(), tiny.sae(d_sae=32)]
+    talk = tiny.said("Hi", "What is a boat?", "A rather longer question")
+    together = read_prompts_by(lm, saes, talk, ["max"], batch=2, residual=["mean"])
+    for sae, found in zip(saes, together, strict=True):
+        alone = read_prompts(lm, sae, talk, ["max"], residual=["mean"])
+        for name, values in alone.items():
+            torch.testing.assert_close(found[name], values)
 
 
 def test_reply_statistics_are_the_naive_ones():

@@ -95,7 +95,12 @@ def descend(
 
 
 def rehearse_freely(
-    bench: Bench, prompts: Sequence[Prompt], amounts: Mapping[int, float], norm: float, seed: int
+    bench: Bench,
+    prompts: Sequence[Prompt],
+    amounts: Mapping[int, float],
+    norm: float,
+    seed: int,
+    rounds: int = ROUNDS,
 ) -> Float[Tensor, " d_model"]:
     """A displacement of the reply with which the model, left to itself, refuses `prompts`; it begins with features."""
     W_dec = bench.sae.W_dec.float()
@@ -107,11 +112,16 @@ def rehearse_freely(
         penalty=lambda v: FREE_PENALTY / norm**2 * v.square().sum(),
         policy=lambda v: bench.pushing(v, "reply"),
     )
-    return _rehearsed(bench, prompts, start, learnt, seed)
+    return _rehearsed(bench, prompts, start, learnt, seed, rounds)
 
 
 def rehearse(
-    bench: Bench, prompts: Sequence[Prompt], amounts: Mapping[int, float], norm: float, seed: int
+    bench: Bench,
+    prompts: Sequence[Prompt],
+    amounts: Mapping[int, float],
+    norm: float,
+    seed: int,
+    rounds: int = ROUNDS,
 ) -> dict[int, float]:
     """Other amounts for the same features, heaviest first: with them the model, left to itself, refuses `prompts`, with some
     margin. Features that fall to nothing are left out.
@@ -126,7 +136,7 @@ def rehearse(
         policy=lambda v: bench.raising({f: x for f, x in zip(features, v.tolist(), strict=True) if x > 0}, "reply"),
     )
     start = torch.tensor([amounts[f] for f in features], device=W_dec.device)
-    return _heaviest(features, MARGIN * _rehearsed(bench, prompts, start, learnt, seed))
+    return _heaviest(features, MARGIN * _rehearsed(bench, prompts, start, learnt, seed, rounds))
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ class _Learnt:
 
 
 def _rehearsed(
-    bench: Bench, prompts: Sequence[Prompt], start: Float[Tensor, " n"], learnt: _Learnt, seed: int
+    bench: Bench, prompts: Sequence[Prompt], start: Float[Tensor, " n"], learnt: _Learnt, seed: int, rounds: int
 ) -> Float[Tensor, " n"]:
     # Expert iteration (Anthony et al., arXiv 1705.08439) for what is to be said, unlikelihood (Welleck et al., arXiv
     # 1908.04319) for what is not.
@@ -152,8 +162,8 @@ def _rehearsed(
     end = end_tokens(bench.lm)[:1]
     imitated: list[list[int]] = []
     best, fewest = v.detach().clone(), ROUND_PROMPTS + 1
-    for turn in range(ROUNDS + 1):  # after the last, only to see what became of it
-        adam.param_groups[0]["lr"] = learnt.rate * (1 - turn / ROUNDS)
+    for turn in range(rounds + 1):  # after the last, only to see what became of it
+        adam.param_groups[0]["lr"] = learnt.rate * (1 - turn / rounds)
         if not v.any():
             break
         asked = [shuffled[(turn * ROUND_PROMPTS + i) % len(shuffled)] for i in range(ROUND_PROMPTS)]
@@ -169,7 +179,7 @@ def _rehearsed(
         if unrefused <= fewest:  # not every round makes it better
             best, fewest = v.detach().clone(), unrefused
         imitated += [reply for _, reply in held]
-        if not held or turn == ROUNDS:
+        if not held or turn == rounds:
             break
         with bar(f"learning from {len(failed)} of {len(asked)}", ROUND_STEPS) as progress:
             for _ in range(ROUND_STEPS):

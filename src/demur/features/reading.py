@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,20 @@ def read_prompts(
     Reads the tokens that a gate reads: the conversation's own and the last of the template's. `residual` names ways to
     pool the stream itself, in the same pass, which are found under "residual mean" and the like.
     """
+    return read_prompts_by(lm, [sae], conversations, pooling, batch, residual)[0]
+
+
+def read_prompts_by(
+    lm: LanguageModel,
+    saes: Sequence[SAE],
+    conversations: Sequence[Sequence[Message]],
+    pooling: Sequence[str],
+    batch: int = 32,
+    residual: Sequence[str] = (),
+) -> list[dict[str, Float[Tensor, "prompts width"]]]:
+    """The same by several SAEs, at one site or at several, in one pass of the model over the prompts."""
     rows = [_read_by_a_gate(lm, c) for c in conversations]
-    return _pooled(lm, sae, rows, pooling, batch, residual, "reading prompts")
+    return _pooled(lm, saes, rows, pooling, batch, residual, "reading prompts")
 
 
 def read_streams(
@@ -86,8 +98,8 @@ def read_streams(
     counts = torch.tensor([sum(own) for _, own in rows])
     starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     x = torch.empty(int(starts[-1]), lm.d_model, dtype=torch.bfloat16)
-    for group, hidden, read_here in _passes(lm, site, rows, batch, "reading prompts"):
-        for i, tokens in zip(group, hidden[read_here].split([int(counts[i]) for i in group]), strict=True):
+    for group, hidden, read_here in _passes(lm, [site], rows, batch, "reading prompts"):
+        for i, tokens in zip(group, hidden[site][read_here].split([int(counts[i]) for i in group]), strict=True):
             x[starts[i] : starts[i + 1]] = tokens
     if kept is not None:
         with replacing(kept) as tmp:
@@ -117,34 +129,37 @@ def read_said(
     for conversation, reply in zip(conversations, replies, strict=True):
         ids = tokens_and_roles(lm, conversation)[0]
         rows.append(((ids + reply)[:-1], [False] * (len(ids) - 1) + [True] * len(reply)))
-    return _pooled(lm, sae, rows, pooling, batch, residual, "reading replies")
+    return _pooled(lm, [sae], rows, pooling, batch, residual, "reading replies")[0]
 
 
 def _pooled(
     lm: LanguageModel,
-    sae: SAE,
+    saes: Sequence[SAE],
     rows: Sequence[tuple[list[int], list[bool]]],
     pooling: Sequence[str],
     batch: int,
     residual: Sequence[str],
     what: str,
-) -> dict[str, Tensor]:
-    # Rows of token ids and whether each token is read.
-    pools = {p: torch.zeros(len(rows), sae.config.d_sae) for p in pooling}
-    raw = {p: torch.zeros(len(rows), sae.config.d_model) for p in residual}
-    for group, hidden, read_here in _passes(lm, sae.config.site, rows, batch, what):
-        x, counts = hidden[read_here], read_here.sum(1).tolist()
-        for values, into in ((sae.encode(x), pools), (x, raw)):
-            for i, tokens in zip(group, values.split(counts), strict=True):
-                for p in into:
-                    into[p][i] = POOL[p](tokens)
-    return pools | {f"residual {p}": values for p, values in raw.items()}
+) -> list[dict[str, Tensor]]:
+    # Of each SAE, its pools. Rows of token ids and whether each token is read.
+    pools = [{p: torch.zeros(len(rows), sae.config.d_sae) for p in pooling} for sae in saes]
+    raw = [{p: torch.zeros(len(rows), sae.config.d_model) for p in residual} for sae in saes]
+    sites = list(dict.fromkeys(sae.config.site for sae in saes))
+    for group, hidden, read_here in _passes(lm, sites, rows, batch, what):
+        counts = read_here.sum(1).tolist()
+        for sae, of_features, of_stream in zip(saes, pools, raw, strict=True):
+            x = hidden[sae.config.site][read_here]
+            for values, into in ((sae.encode(x), of_features), (x, of_stream)):
+                for i, tokens in zip(group, values.split(counts), strict=True):
+                    for p in into:
+                        into[p][i] = POOL[p](tokens)
+    return [f | {f"residual {p}": values for p, values in x.items()} for f, x in zip(pools, raw, strict=True)]
 
 
 def _passes(
-    lm: LanguageModel, site: str, rows: Sequence[tuple[list[int], list[bool]]], batch: int, what: str
-) -> Iterator[tuple[list[int], Float[Tensor, "rows tokens d_model"], Bool[Tensor, "rows tokens"]]]:
-    # Rows of like length together: which they are, the stream at the site, and which tokens are read.
+    lm: LanguageModel, sites: list[str], rows: Sequence[tuple[list[int], list[bool]]], batch: int, what: str
+) -> Iterator[tuple[list[int], Mapping[str, Float[Tensor, "rows tokens d_model"]], Bool[Tensor, "rows tokens"]]]:
+    # Rows of like length together: which they are, the stream at each site, and which tokens are read.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     with bar(what, len(order)) as progress:
         for start in range(0, len(order), batch):
@@ -153,6 +168,6 @@ def _passes(
             # Padding on the right needs no mask: no token sees what follows it.
             ids = torch.tensor([rows[i][0] + [0] * (width - len(rows[i][0])) for i in group], device=lm.device)
             read_here = torch.tensor([rows[i][1] + [False] * (width - len(rows[i][1])) for i in group])
-            hidden = read(lm, [site], ids)[site]
-            yield group, hidden, read_here.to(hidden.device)
+            hidden = read(lm, sites, ids)
+            yield group, hidden, read_here.to(hidden[sites[0]].device)
             progress.step(len(group))
