@@ -83,7 +83,7 @@ def test_there_is_enough_of_each_kind():
     assert len(harmful) >= 28
     assert min(harmful.values()) >= 25
     kinds = Counter(r.kind for r in EVERY)
-    assert kinds["lookalike"] == kinds["harmful"] >= 3000
+    assert kinds["lookalike"] >= kinds["harmful"] >= 3000  # twins, and look-alikes without one
     assert kinds["offensive"] >= 300
     plain = Counter(r.category for r in EVERY if r.kind in ("plain", "mathematics"))
     assert all(plain[c] >= 300 for c in ("chat", "mathematics", "code", "fiction", "advice"))
