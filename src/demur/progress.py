@@ -1,4 +1,4 @@
-"""Progress bars, on stderr, so that stdout stays for results."""
+"""Progress bars and remarks, on stderr, so that stdout stays for results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """A remark on stderr."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bar:

@@ -11,7 +11,7 @@ from demur.errors import ModelError, SettingsError
 from demur.models import embedded
 from demur.models.chat import Role, encode
 from demur.models.generation import GenerationSettings, reply_tokens
-from demur.models.load import fingerprint, load, wrap
+from demur.models.load import ModelSettings, fingerprint, load, wrap
 from demur.models.sites import Site, find_blocks
 from demur.records import Message
 from tests import tiny
@@ -132,3 +132,15 @@ def test_the_embedded_model_answers_and_opens_quickly():
     prompts = encode(lm, tiny.said("What is the capital of France?"))
     text = lm.tokenizer.decode(reply_tokens(lm, prompts, GenerationSettings(max_new_tokens=12))[0])
     assert "Paris" in text
+
+
+def test_a_precision_that_the_processor_only_emulates_is_remarked_upon(monkeypatch, tmp_path, capsys):
+    lm = tiny.lm()
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    for supported in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        load(ModelSettings(model=str(tmp_path), dtype="bfloat16", device="cpu"))
+        assert ("does not multiply in bfloat16" in capsys.readouterr().err) is not supported
+    load(ModelSettings(model=str(tmp_path), device="cpu"))
+    assert "does not multiply" not in capsys.readouterr().err

@@ -19,6 +19,7 @@ from demur.models import embedded
 from demur.models.gguf import converted
 from demur.models.hooks import contiguous
 from demur.models.sites import Site, find_blocks
+from demur.progress import say
 
 
 class ModelSettings(Settings):
@@ -108,6 +109,10 @@ def load(settings: ModelSettings | str = embedded.NAME) -> LanguageModel:
             f"({type(error).__name__}: {str(error).splitlines()[0][:160]}); "
             "expected `embedded`, a folder that transformers wrote, a GGUF file or a name on the Hugging Face hub."
         ) from error
+    if device.type == "cpu" and not _multiplies_in(settings.dtype):
+        say(
+            f"this processor does not multiply in {settings.dtype}, and emulates it slowly; --dtype float32 is faster here."
+        )
     return wrap(model.to(device), tokenizer, settings.model)
 
 
@@ -194,6 +199,13 @@ def source(name: str) -> str:
         )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return name
+
+
+def _multiplies_in(dtype: str) -> bool:
+    # Whether torch has fast products of this precision for this processor: a bfloat16 emulated in AVX2 takes five times as
+    # long as float32. torch asks these itself, and has no public name for them.
+    asked = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}.get(dtype)
+    return asked is None or bool(getattr(torch.ops.mkldnn, asked)())
 
 
 def _device(name: str) -> torch.device:

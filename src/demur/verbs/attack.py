@@ -21,10 +21,11 @@ from demur.evaluation.attacks.scripts import load_scripts, pairs_of
 from demur.evaluation.attacks.wrappers import load_wrappers, shipped_wrappers, wrapped
 from demur.evaluation.judging.judges import JudgeSettings, open_judge
 from demur.models.load import ModelSettings, load
+from demur.progress import say
 from demur.records import Policy, Prompt, PromptSet, evenly
 from demur.steering.policies import NONE, find_policy, load_saes
 from demur.verbs.evaluate import attacks_table, log_and_count
-from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
+from demur.verbs.output import DEFAULT_MODEL, drawn, show
 
 DEFAULTS = AttackSettings()
 DEFAULT_JUDGING, DEFAULT_ATTACKER = JudgeSettings(), AttackerSettings()

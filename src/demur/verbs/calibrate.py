@@ -15,10 +15,11 @@ from demur.evaluation.statistics import Rate
 from demur.features.effect import Bench
 from demur.files import write_json
 from demur.models.load import ModelSettings
+from demur.progress import say
 from demur.records import FeatureSet, LevelName
 from demur.reports.front import draw_front, front_rows
 from demur.steering.policies import shipped
-from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
+from demur.verbs.output import DEFAULT_MODEL, drawn, show
 
 DEFAULTS = CalibrationSettings()
 FRONT, LEVELS, PLOT = "front.json", "levels.json", "front.svg"

@@ -13,13 +13,13 @@ from rich.text import Text
 
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, ModelSettings, load
-from demur.progress import console
+from demur.progress import console, say
 from demur.records import Message, Policy
 from demur.sae.sae import SAE
 from demur.steering.explain import explain as explained
 from demur.steering.generate import Reply, generate
 from demur.steering.policies import NONE, find_policy, known_features, load_saes
-from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
+from demur.verbs.output import DEFAULT_MODEL, drawn, show
 
 
 class ChatSettings(GenerationSettings):

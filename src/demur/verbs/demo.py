@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from demur.progress import say
 from demur.reports.page import write_report
 from demur.verbs.evaluate import evaluate_verb
-from demur.verbs.output import say
 
 
 def demo_verb(*, limit: int = 96, run: Path | None = None, json: bool = False) -> None:

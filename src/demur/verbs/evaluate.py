@@ -20,9 +20,10 @@ from demur.evaluation.runner import EvaluationSettings, Findings, evaluate, tota
 from demur.evaluation.statistics import Rate
 from demur.files import read_jsonl, write_json
 from demur.models.load import LanguageModel, ModelSettings, load
+from demur.progress import say
 from demur.records import Policy, PromptSet
 from demur.steering.policies import find_policy, load_saes
-from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
+from demur.verbs.output import DEFAULT_MODEL, drawn, show
 
 DEFAULTS = EvaluationSettings()
 DEFAULT_JUDGING = JudgeSettings()

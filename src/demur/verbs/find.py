@@ -13,10 +13,11 @@ from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
 from demur.features.naming import names_by_model
 from demur.models.load import ModelSettings
+from demur.progress import say
 from demur.records import Area, FeatureSet, HeldOut
 from demur.steering.policies import shipped
 from demur.verbs.found import found_tables
-from demur.verbs.output import DEFAULT_MODEL, drawn, say, show
+from demur.verbs.output import DEFAULT_MODEL, drawn, show
 
 DEFAULTS = FindSettings()
 

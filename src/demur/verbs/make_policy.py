@@ -21,13 +21,14 @@ from demur.files import read_json
 from demur.models.chat import tokens_and_roles
 from demur.models.load import LanguageModel, ModelSettings, load
 from demur.models.shape import shape
+from demur.progress import say
 from demur.records import Message, PromptSet
 from demur.reports.page import write_report
 from demur.sae.settings import SAESettings
 from demur.verbs.calibrate import FRONT, calibrate_verb
 from demur.verbs.evaluate import evaluate_verb
 from demur.verbs.find import find_verb
-from demur.verbs.output import say, show
+from demur.verbs.output import show
 from demur.verbs.train import train_verb
 
 TRAIN, FIND, CALIBRATE, EVALUATE = SAESettings(), FindSettings(), CalibrationSettings(), EvaluationSettings()

@@ -1,4 +1,4 @@
-"""What a verb prints: one JSON object or readable text on stdout; everything else on stderr."""
+"""What a verb prints: one JSON object or readable text on stdout; remarks and progress go to stderr (`progress`)."""
 
 import io
 import json as jsonlib
@@ -22,11 +22,6 @@ def __getattr__(name: str) -> Any:
 
         return ModelSettings()
     raise AttributeError(name)
-
-
-def say(text: str) -> None:
-    """A remark on stderr."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show(result: dict[str, Any], json: bool, text: str) -> None:

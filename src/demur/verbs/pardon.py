@@ -9,9 +9,10 @@ from demur import runs
 from demur.calibration.pardon import PardonSettings, pardon
 from demur.data.prompts import load_prompts
 from demur.models.load import ModelSettings, load
+from demur.progress import say
 from demur.records import PromptSet
 from demur.steering.policies import find_policy, load_saes
-from demur.verbs.output import DEFAULT_MODEL, say, show
+from demur.verbs.output import DEFAULT_MODEL, show
 
 DEFAULTS = PardonSettings()
 

@@ -9,9 +9,10 @@ from demur import runs
 from demur.data.prompts import load_prompts
 from demur.features.effect import Bench
 from demur.models.load import ModelSettings
+from demur.progress import say
 from demur.rivals.build import RIVALS, RivalSettings, Workshop, check_bases, check_names
 from demur.steering.policies import find_policy, shipped
-from demur.verbs.output import DEFAULT_MODEL, say, show
+from demur.verbs.output import DEFAULT_MODEL, show
 
 DEFAULTS = RivalSettings()
 

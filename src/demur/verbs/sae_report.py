@@ -10,11 +10,12 @@ from demur.features.effect import Bench
 from demur.features.examine import ExamineSettings, examine
 from demur.files import write_json
 from demur.models.load import ModelSettings
+from demur.progress import say
 from demur.reports.page import FIGURES, HTML, MARKDOWN
 from demur.reports.sae import SHIPPED, headline, write_sae_report
 from demur.sae.exchange.formats import DEMUR, format_of
 from demur.steering.policies import shipped
-from demur.verbs.output import DEFAULT_MODEL, say, show
+from demur.verbs.output import DEFAULT_MODEL, show
 
 DEFAULTS = ExamineSettings()
 FINDINGS = "findings.json"

@@ -8,7 +8,8 @@ from cyclopts import Parameter
 
 from demur.errors import FileError, SettingsError
 from demur.models.load import ModelSettings
-from demur.verbs.output import DEFAULT_MODEL, say
+from demur.progress import say
+from demur.verbs.output import DEFAULT_MODEL
 
 MISSING = "demur serve needs {}; type `pip install 'demur[server]'`."
 

@@ -7,6 +7,7 @@ from socket import socket
 import torch
 
 from demur.models.load import ModelSettings, load
+from demur.progress import say
 from demur.records import FeatureSet
 from demur.server.app import create_app
 from demur.server.feedback.database import usual_place
@@ -20,7 +21,6 @@ from demur.server.run import serve, serving_of
 from demur.server.serving import Serving
 from demur.server.settings import ServerSettings
 from demur.steering.policies import shipped
-from demur.verbs.output import say
 
 
 def serve_here(

@@ -14,6 +14,7 @@ from demur.models.gpus import GPUS, find_gpu
 from demur.models.load import LanguageModel, load
 from demur.models.shape import shape
 from demur.models.sites import Site
+from demur.progress import say
 from demur.sae.finetune import finetune
 from demur.sae.plan import ASSUMED, Estimate, Plan, on, plan
 from demur.sae.quality import measure
@@ -21,7 +22,7 @@ from demur.sae.ranks import Ranks, joined
 from demur.sae.sae import SAE, WEIGHTS
 from demur.sae.settings import SAESettings
 from demur.sae.train import gather_text, train
-from demur.verbs.output import drawn, say, show
+from demur.verbs.output import drawn, show
 
 DEFAULTS = SAESettings()
 
