@@ -21,6 +21,7 @@ CLASSES = {
     "JumpReluAutoEncoder": "dictionary",
     "AutoEncoderTopK": "trainers.top_k",
     "BatchTopKSAE": "trainers.batch_top_k",
+    "MatryoshkaBatchTopKSAE": "trainers.matryoshka_batch_top_k",
 }
 
 
@@ -39,12 +40,13 @@ def library():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_checkpoint_of_theirs_opened_by_us_computes_the_same(name, library, tmp_path):
-    counted = name in ("AutoEncoderTopK", "BatchTopKSAE")
-    their = library(name)(D_MODEL, D_SAE, *([K] if counted else []))
+    counted, nested = "TopK" in name, name.startswith("Matryoshka")
+    their = library(name)(D_MODEL, D_SAE, *([K] if counted else []), *([[D_SAE // 2, D_SAE // 2]] if nested else []))
     w = draw(0, (1, 1) if name == "AutoEncoderTopK" else (0.4, 2.0))
     theirs = {
         "encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "decoder.weight": w["W_dec"].T, "bias": w["b_dec"],
         "decoder.bias": w["b_dec"], **w, "k": torch.tensor(K),
+        "group_sizes": torch.tensor([D_SAE // 2, D_SAE // 2]),
     }  # fmt: skip
     if counted:
         theirs["threshold"] = torch.tensor(0.4)

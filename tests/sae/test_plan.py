@@ -114,6 +114,16 @@ def test_the_dead_feature_loss_is_counted_apart():
     assert estimate.most - estimate.least == pytest.approx(estimate.seconds["reviving"])
 
 
+def test_fine_tuning_is_counted_and_every_sae_is_measured_by_itself():
+    alone = {s.name: s for s in phi_3(SETTINGS).stages}
+    tuned = {s.name: s for s in phi_3(SETTINGS.model_copy(update={"finetune_tokens": 2**20})).stages}
+    assert tuned.keys() - alone.keys() == {"fine-tuning"}
+    assert tuned["fine-tuning"].passes == 2**10
+    both = {s.name: s for s in phi_3(SETTINGS.model_copy(update={"site": ("5.resid_post", "6.resid_post")})).stages}
+    for figure in ("passes", "launches", "traffic"):
+        assert getattr(both["measuring"], figure) > 1.9 * getattr(alone["measuring"], figure)
+
+
 def test_what_does_not_fit_says_so_and_what_to_lower():
     wide = phi_3(SETTINGS.model_copy(update={"d_sae": 2**20}))
     found = on(wide, find_gpu("L4"))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from demur.errors import SettingsError
 from demur.sae.checkpoint import CHECKPOINT
 from demur.sae.ranks import ALONE, Ranks, joined
 from demur.sae.sae import SAE
@@ -59,6 +60,15 @@ def test_two_processes_learn_what_one_does_from_the_same_batches(tmp_path):
 
 
 @pytest.mark.slow
+def test_more_processes_than_gpus_are_one_clear_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=r"2 processes .* 1 GPUs.*--device cpu"), joined():
+        pass
+
+
 def test_a_killed_process_ends_the_run_with_a_message_and_it_resumes(tmp_path):
     lm = tiny.lm("llama", torch.float32)
     lm.model.save_pretrained(tmp_path / "model")

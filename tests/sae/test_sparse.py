@@ -5,7 +5,7 @@ import torch
 
 from demur.sae import sparse
 from demur.sae.rules import top_k
-from demur.sae.sparse import Active, ByFeature, by_feature, decode, dots, product
+from demur.sae.sparse import Active, ByFeature, by_feature, decode, dots, product, sums
 
 
 def active(tokens: int = 30, d_sae: int = 20) -> Active:
@@ -25,13 +25,15 @@ def test_sparse_products_are_those_of_a_loop():
     a = active()
     rows = [i for i in range(30) for _ in range(int(a.offsets[i + 1] - a.offsets[i]))]
     assert a.rows.tolist() == rows
-    decoded, gathered, products = torch.zeros(30, 12), torch.zeros(20, 12), []
+    decoded, gathered, summed, products = torch.zeros(30, 12), torch.zeros(20, 12), torch.zeros(20), []
     for row, feature, value in zip(rows, a.features.tolist(), a.values, strict=True):
         decoded[row] += value * W[feature]
         gathered[feature] += value * X[row]
+        summed[feature] += value
         products.append(X[row] @ W[feature])
     torch.testing.assert_close(decode(a, W), decoded, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(by_feature(ByFeature.of(a, 20), a.values, X), gathered, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sums(ByFeature.of(a, 20), a.values), summed, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(dots(a, X, W), torch.stack(products), atol=1e-5, rtol=1e-5)
 
 

@@ -209,6 +209,8 @@ def test_activations_of_another_width_are_one_clear_error():
     other = Trainer(32, SETTINGS.model_copy(update={"d_sae": 64}), steps=10)
     with pytest.raises(SAEError, match=r"W_enc .*\(64, 32\).*\(48, 32\)"):
         trainer.restore(other.state())
+    with pytest.raises(SAEError, match="not of a training with the rule batchtopk"):
+        Trainer(32, SETTINGS.model_copy(update={"rule": "batchtopk"}), steps=10).restore(trainer.state())
 
 
 def test_geometric_median_is_not_moved_by_an_outlier():

@@ -1,5 +1,6 @@
 """Training from text: killed anywhere and resumed, it is the training that was not; what is wrong is said in a sentence."""
 
+import copy
 import errno
 import json
 import random
@@ -11,15 +12,21 @@ import time
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
+from safetensors.torch import load_file
 
+from demur.activations import shards
 from demur.activations import stream as streams
+from demur.activations.shards import shards_of
 from demur.data.corpus import Sequences
 from demur.errors import FileError, SAEError, SettingsError, TrainingError
 from demur.models.load import wrap
 from demur.sae.checkpoint import CHECKPOINT
+from demur.sae.quality import measure
 from demur.sae.sae import SAE
 from demur.sae.settings import SAESettings
 from demur.sae.train import TEXT, gather_text, train
+from demur.sae.trainer import Trainer
 from demur.verbs.train import train_verb
 from tests import tiny
 
@@ -173,13 +180,67 @@ def test_a_shard_that_is_truncated_or_changed_is_one_clear_error(tmp_path):
     assert same(train(lm(), text(), settings, tmp_path / "run")[0], whole[0])
 
 
-@pytest.mark.parametrize("change", [{"site": ("2.resid_post",)}, {"seed": 4}])
-def test_a_cache_of_something_else_is_one_clear_error(change, tmp_path):
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [("sites", {"site": ("2.resid_post",)}), ("order", {"seed": 4}), ("precision", {})],
+)
+def test_a_cache_of_something_else_is_one_clear_error(what, change, tmp_path):
     (tmp_path / "run").mkdir()
     settings = SETTINGS.model_copy(update={"cache": str(tmp_path / "cache")})
     train(lm(), text(), settings, tmp_path / "run")
-    with pytest.raises(SettingsError, match=r"activations of another (sites|order)"):
-        train(lm(), text(), settings.model_copy(update=change), tmp_path / "run")
+    other = lm()
+    if what == "precision":
+        other = wrap(copy.deepcopy(other.model).to(torch.bfloat16), other.tokenizer, other.name)
+    with pytest.raises(SettingsError, match=f"activations of another {what}"):
+        train(other, text(), settings.model_copy(update=change), tmp_path / "run")
+
+
+def test_shards_of_several_processes_are_each_verified_once(tmp_path, monkeypatch):
+    groups, parts = [[i] for i in range(40)], torch.randn(40, 3, 1, 32)
+    writers = [shards_of(tmp_path, lm(), ("1.resid_post",), text(40), groups) for _ in range(4)]
+    for i, part in enumerate(parts):
+        writers[i % 4].add(i, part)
+    for writer in writers:
+        writer.flush()
+    monkeypatch.setattr("demur.activations.shards.OPEN", 2)
+    hashed = []
+    file_hash = shards.file_hash
+    monkeypatch.setattr("demur.activations.shards.file_hash", lambda path: (hashed.append(path), file_hash(path))[1])
+    kept = shards_of(tmp_path, lm(), ("1.resid_post",), text(40), groups)
+    assert all(torch.equal(kept.get(i), part) for i, part in enumerate(parts))
+    assert len(hashed) == len(set(hashed)) == 4
+
+
+@pytest.mark.parametrize("batch", [300, 512])
+def test_a_batch_of_more_than_half_the_buffer_learns_from_all_of_the_text(batch, tmp_path):
+    seen = []
+    settings = SETTINGS.model_copy(update={"batch": batch})
+    step = Trainer.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda self, x: (seen.append(len(x)), step(self, x))[1])
+        train(lm(), text(), settings, tmp_path)
+    assert sum(seen) == int((text().lengths() - 1).sum())
+    with pytest.raises(SettingsError, match=r"a batch of 513 .* buffer of 512.*--buffer"):
+        train(lm(), text(), settings.model_copy(update={"batch": 513}), tmp_path)
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+def test_a_training_that_diverges_ends_with_a_message_and_saves_nothing(rule, tmp_path):
+    with pytest.raises(TrainingError, match=r"diverged by step \d+.*lower --lr"):
+        train(lm(), text(), SETTINGS.model_copy(update={"rule": rule, "lr": 1e38}), tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()  # it was the first step
+
+
+def test_a_model_in_float64_is_trained_on_and_measured(tmp_path):
+    double = tiny.lm("llama", torch.float64)
+    sae = train(double, text(), SETTINGS, tmp_path)[0]
+    assert sae.W_enc.dtype == torch.float32
+    assert measure(double, sae, text(8)).fvu < 1
+
+
+def test_a_site_is_given_once():
+    with pytest.raises(ValidationError, match="a site may be given once"):
+        SAESettings(site=("1.resid_post", "1.resid_post"))
 
 
 def source(tmp_path, words: int = 4000) -> SAESettings:

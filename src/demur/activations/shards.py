@@ -6,6 +6,8 @@ count: a process that is killed leaves nothing half-written, and what it had not
 `index.json` says of which model, sites and text they are.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ from demur.runs import bytes_hash, file_hash
 INDEX = "index.json"
 SHARD_BYTES = 2**28
 """A shard is written when there is so much for it."""
+OPEN = 64
+"""Shards that are mapped into memory at once."""
 
 
 class _Place(NamedTuple):
@@ -56,6 +60,7 @@ class Shards:
         for path in sorted(folder.glob("[0-9]*.json")):
             self._note(path.stem, read_json(path))
         self.open: dict[str, Any] = {}
+        self.verified: set[str] = set()
         self.pending: list[tuple[int, Tensor]] = []
 
     def get(self, group: int) -> Float[Tensor, "tokens sites d_model"] | None:
@@ -68,7 +73,10 @@ class Shards:
         if place is None:
             return None
         if place.shard not in self.open:
-            self.open = {place.shard: self._opened(place.shard)}
+            # Those of several processes are read in turn.
+            while len(self.open) >= OPEN:
+                self.open.pop(next(iter(self.open)))
+            self.open[place.shard] = self._opened(place.shard)
         return self.open[place.shard][place.start : place.stop]
 
     def add(self, group: int, activations: Float[Tensor, "tokens sites d_model"]) -> None:
@@ -107,14 +115,23 @@ class Shards:
         path = self.folder / f"{name}.safetensors"
         mend = f"delete {name}.json and {name}.safetensors in {self.folder}, and they will be made again."
         try:
-            if file_hash(path) != read_json(path.with_suffix(".json"))["hash"]:
+            if name not in self.verified and file_hash(path) != read_json(path.with_suffix(".json"))["hash"]:
                 raise FileError(f"{path} is not as it was written (truncated or changed); {mend}")
+            self.verified.add(name)
             return safe_open(path, framework="pt").get_slice("activations")
         except (SafetensorError, OSError) as error:
             raise FileError(f"{path} cannot be read ({error}); {mend}") from error
 
 
-def shards_of(folder: Path, lm: LanguageModel, sites: tuple[str, ...], text: Sequences, seed: int) -> Shards:
-    """The folder's shards for this model, these sites and this text in this order."""
-    text_hash = bytes_hash(text.tokens.tobytes() + text.offsets.tobytes())
-    return Shards(folder, {"model": lm.hash, "sites": list(sites), "text": text_hash, "order": seed})
+def shards_of(
+    folder: Path, lm: LanguageModel, sites: tuple[str, ...], text: Sequences, groups: Sequence[Sequence[int]]
+) -> Shards:
+    """The folder's shards for this model in its precision, these sites, and this text in these groups."""
+    about = {
+        "model": lm.hash,
+        "precision": str(lm.dtype).removeprefix("torch."),
+        "sites": list(sites),
+        "text": bytes_hash(text.tokens.tobytes() + text.offsets.tobytes()),
+        "order": bytes_hash(json.dumps(groups).encode()),
+    }
+    return Shards(folder, about)

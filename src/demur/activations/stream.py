@@ -1,14 +1,15 @@
 """A stream of shuffled activations, made as they are consumed, which can be put down and taken up again."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.activations.harvest import read
-from demur.activations.shards import Shards
+from demur.activations.shards import shards_of
 from demur.data.corpus import Sequences, batches
 from demur.errors import TrainingError
 from demur.models.load import LanguageModel
@@ -24,8 +25,8 @@ class ActivationStream:
     The first token of each sequence (the attention sink) and padding are left out. The buffer is filled to `capacity`,
     shuffled, and half of it handed out before it is filled again. What it does next depends only on `groups_done`,
     `refills`, `kept` and `norm_limits`, which is what a checkpoint keeps. Of several processes, each reads its share of
-    the text (`share`: which of how many). With `shards`, what was read before is taken from disk, and what was not is
-    left there.
+    the text (`share`: which of how many). With a folder `cache`, what was read before is taken from there, and what was
+    not is left there.
     """
 
     def __init__(
@@ -36,12 +37,12 @@ class ActivationStream:
         capacity: int,
         seed: int,
         share: tuple[int, int] = (0, 1),
-        shards: Shards | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.lm, self.sites, self.text, self.capacity, self.seed = lm, tuple(sites), text, capacity, seed
-        self.shards = shards
-        groups = list(enumerate(batches(text.lengths(), TOKENS_PER_PASS, seed)))
-        self.groups = groups[share[0] :: share[1]]
+        groups = batches(text.lengths(), TOKENS_PER_PASS, seed)
+        self.groups = list(enumerate(groups))[share[0] :: share[1]]
+        self.shards = shards_of(cache, lm, self.sites, text, groups) if cache else None
         self.groups_done = 0
         self.refills = 0
         self.kept: Tensor = torch.empty(0, len(self.sites), lm.d_model, device=lm.device)
@@ -78,8 +79,9 @@ class ActivationStream:
         return True
 
     def batches(self, size: int) -> Iterator[Float[Tensor, "batch sites d_model"]]:
-        """Batches from the buffer, until half of it is left (or all is gone, when there is no more text)."""
-        floor = 0 if self.spent else self.capacity // 2
+        """Batches of at most the capacity, until half of the buffer is left (or all is gone, when there is no more text)."""
+        # Of large batches a full buffer still gives one.
+        floor = 0 if self.spent else min(self.capacity // 2, self.capacity - size)
         while len(self.kept) - size >= floor or (self.spent and len(self.kept) > 0):
             batch, self.kept = self.kept[:size], self.kept[size:]
             yield batch
@@ -129,12 +131,18 @@ class ActivationStream:
 
 def read_rows(lm: LanguageModel, sites: Sequence[str], rows: list[np.ndarray]) -> Float[Tensor, "tokens sites d_model"]:
     """Activations of every token but the first of each row, in order, in float32 (float64 stays)."""
+    ids, real = padded(rows)
+    hidden = read(lm, list(sites), ids.to(lm.device))
+    found = torch.stack([hidden[site][real.to(hidden[site].device)].to(lm.device) for site in sites], dim=1)
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def padded(rows: Sequence[np.ndarray]) -> tuple[Int[Tensor, "rows width"], Bool[Tensor, "rows width"]]:
+    """Token ids, rows padded on the right; and where they are tokens of a row, but its first, an attention sink."""
     width = max(len(r) for r in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     real = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
         real[i, 1 : len(row)] = True
-    hidden = read(lm, list(sites), ids.to(lm.device))
-    found = torch.stack([hidden[site][real.to(hidden[site].device)].to(lm.device) for site in sites], dim=1)
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    return ids, real

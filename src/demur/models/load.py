@@ -53,6 +53,11 @@ class LanguageModel:
         """Where the inputs go."""
         return self.model.get_input_embeddings().weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.model.get_input_embeddings().weight.dtype
+
     def block(self, site: Site | str) -> nn.Module:
         """The block whose output is the site.
 

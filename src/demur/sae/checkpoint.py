@@ -25,7 +25,10 @@ def save_checkpoint(folder: Path, trainers: Sequence[Trainer], stream: Activatio
 
     Raises:
         FileError: the disk is full.
+        TrainingError: the training diverged; the checkpoint before stays.
     """
+    for trainer in trainers:
+        trainer.check()
     state = {f"stream.{name}": value for name, value in stream.state().items()}
     step = trainers[0].step_number
     if not ranks.first:

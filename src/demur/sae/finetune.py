@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from demur.activations.stream import SINK_RATIO, padded
 from demur.data.corpus import Sequences, batches
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
@@ -57,13 +58,10 @@ def finetune(lm: LanguageModel, sae: SAE, text: Sequences, settings: SAESettings
 def losses(lm: LanguageModel, sae: SAE, rows: list[np.ndarray]) -> tuple[Float[Tensor, ""], Float[Tensor, ""], float]:
     """`KL(plain ‖ spliced)` per token, the share of variance unexplained, and the activations' root mean square.
 
-    The activation of each row's first token, an attention sink, is left as it is.
+    The activation of each row's first token, an attention sink, is left as it is; other sinks count for the KL alone, as
+    in `quality`.
     """
-    length = max(len(row) for row in rows)
-    ids, real = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], real[i, 1 : len(row)] = torch.from_numpy(row.astype(np.int64)), True
-    ids, real = ids.to(lm.device), real.to(lm.device)
+    ids, real = (t.to(lm.device) for t in padded(rows))
     parts: list[Tensor] = []
 
     def splice(hidden: Tensor) -> Tensor:
@@ -76,6 +74,7 @@ def losses(lm: LanguageModel, sae: SAE, rows: list[np.ndarray]) -> tuple[Float[T
         plain = lm.logits(ids)[real].float().log_softmax(dim=-1)
     with at_blocks({lm.block(sae.config.site): splice}):
         spliced = lm.logits(ids)[real].float().log_softmax(dim=-1)
-    x, found = parts
+    norms = parts[0].norm(dim=1)
+    x, found = (part[norms <= SINK_RATIO * norms.median()] for part in parts)
     fvu = (x - found).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     return F.kl_div(spliced, plain, log_target=True, reduction="batchmean"), fvu, float(x.pow(2).mean().sqrt())

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from demur.sae.ranks import Ranks
 from demur.sae.rules import top_k
 from demur.sae.settings import SAESettings
-from demur.sae.sparse import Active
+from demur.sae.sparse import Active, ByFeature, sums
 
 NEAR = 0.8
 """BatchTopK looks at what lies above so much of the last batch's threshold; if that is too little, further down."""
@@ -45,9 +45,16 @@ class LearningRule(Protocol):
         ...
 
     def gradients(
-        self, active: Active, by_value: Float[Tensor, " n"], tokens: int, variance: Tensor, ranks: Ranks
+        self,
+        active: Active,
+        entries: ByFeature,
+        by_value: Float[Tensor, " n"],
+        tokens: int,
+        variance: Tensor,
+        ranks: Ranks,
     ) -> Float[Tensor, " n"]:
-        """The loss's gradient by pre-activations; `tokens` and `variance` are those of all processes' batch."""
+        """The loss's gradient by pre-activations; `entries` are the active ones by feature, `tokens` and `variance` those
+        of all processes' batch."""
         ...
 
     def threshold(self) -> Float[Tensor, " d_sae"] | None:
@@ -77,7 +84,13 @@ class TopK:
         return picked
 
     def gradients(
-        self, active: Active, by_value: Float[Tensor, " n"], tokens: int, variance: Tensor, ranks: Ranks
+        self,
+        active: Active,
+        entries: ByFeature,
+        by_value: Float[Tensor, " n"],
+        tokens: int,
+        variance: Tensor,
+        ranks: Ranks,
     ) -> Float[Tensor, " n"]:
         """See `LearningRule`."""
         return by_value * (active.values > 0)
@@ -126,7 +139,10 @@ class BatchTopK(TopK):
             over = wanted - int((everything > edge).sum())
             keep[tied[: over if ranks.size == 1 else math.ceil(over / ranks.size)]] = True
             active = filtered(picked, keep)
-        least = ranks.all(active.values.min()[None] if len(active.values) else active.values).min()
+        lows = ranks.all(active.values.min()[None] if len(active.values) else active.values)
+        if len(lows) == 0:  # nothing is active anywhere; what that comes to is for the trainer to say
+            return active
+        least = lows.min()
         self.counters["floor"] = NEAR * least
         before = self.counters["threshold"]
         self.counters["threshold"] = torch.where(before < 0, least, MEMORY * before + (1 - MEMORY) * least)
@@ -157,7 +173,13 @@ class ReLU(TopK):
         return above(pre, 0.0)
 
     def gradients(
-        self, active: Active, by_value: Float[Tensor, " n"], tokens: int, variance: Tensor, ranks: Ranks
+        self,
+        active: Active,
+        entries: ByFeature,
+        by_value: Float[Tensor, " n"],
+        tokens: int,
+        variance: Tensor,
+        ranks: Ranks,
     ) -> Float[Tensor, " n"]:
         """See `LearningRule`."""
         return (by_value + self.sparsity / variance) * (active.values > 0)
@@ -192,7 +214,13 @@ class JumpReLU:
         return picked._replace(values=self.pre * (self.pre > self.edges))
 
     def gradients(
-        self, active: Active, by_value: Float[Tensor, " n"], tokens: int, variance: Tensor, ranks: Ranks
+        self,
+        active: Active,
+        entries: ByFeature,
+        by_value: Float[Tensor, " n"],
+        tokens: int,
+        variance: Tensor,
+        ranks: Ranks,
     ) -> Float[Tensor, " n"]:
         """See `LearningRule`."""
         count = (active.values > 0).sum().float()
@@ -201,8 +229,7 @@ class JumpReLU:
         near = ((self.pre - self.edges).abs() < self.bandwidth / 2) / -self.bandwidth
         # By the threshold: −(θ/ε) K through the activation, −(1/ε) K through the count; by its logarithm, θ times that.
         by_log = (by_value * self.edges + by_count) * near * self.edges
-        log = self.learnt["log_threshold"]
-        log.grad = torch.zeros_like(log).scatter_add_(0, active.features, by_log)
+        self.learnt["log_threshold"].grad = sums(entries, by_log)
         return by_value * (active.values > 0)
 
     def threshold(self) -> Float[Tensor, " d_sae"] | None:

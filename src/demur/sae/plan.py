@@ -14,6 +14,7 @@ from demur.errors import SettingsError
 from demur.models.gpus import Gpu
 from demur.models.shape import Block, Shape
 from demur.records import Record
+from demur.sae.finetune import TOKENS_PER_STEP
 from demur.sae.quality import ROWS
 from demur.sae.rules import RuleName
 from demur.sae.settings import SAESettings
@@ -167,6 +168,7 @@ def plan(
         *([_sampling(shape, settings)] if settings.sampled else []),
         _reading(shape, run, settings, trained),
         *_learning(shape, settings, trained, steps),
+        *([_tuning(shape, settings)] if settings.finetune_tokens else []),
         _measuring(shape, run, settings, held_out),
     ]
     return Plan(
@@ -316,9 +318,30 @@ def _learning(shape: Shape, settings: SAESettings, tokens: int, steps: int) -> l
     return [learning, reviving]
 
 
+def _tuning(shape: Shape, settings: SAESettings) -> Stage:
+    # The whole model forward twice, and backward through the spliced one, which costs as much again (its weights have no
+    # gradients); the SAE forward and backward.
+    saes, tokens = len(settings.site), settings.finetune_tokens
+    passes = saes * math.ceil(tokens / TOKENS_PER_STEP)
+    whole = forward_flops(shape, shape.blocks, tokens, settings.length) + 2 * tokens * shape.d_model * shape.vocab
+    return Stage(
+        name="fine-tuning",
+        about="the SAE through the model",
+        tokens=saes * tokens,
+        passes=passes,
+        model_flops=saes * 3 * whole,
+        # autograd makes the gradient of the encoder's product in full.
+        sae_flops=saes
+        * (step_flops(shape.d_model, settings.d_sae, settings.k, tokens) + 2 * tokens * shape.d_model * settings.d_sae),
+        traffic=3 * passes * shape.parameters * BYTES[settings.dtype]
+        + 4 * SWEEPS * passes * sae_parameters(shape.d_model, settings.d_sae),
+        launches=3 * passes * len(shape.blocks),
+    )
+
+
 def _measuring(shape: Shape, run: tuple[Block, ...], settings: SAESettings, tokens: int) -> Stage:
     # Activations are read once; the whole model runs thrice: as it is, with the reconstruction, with zeros.
-    groups = math.ceil(tokens / (ROWS * settings.length))
+    groups = len(settings.site) * math.ceil(tokens / (ROWS * settings.length))  # each SAE by itself
     whole = forward_flops(shape, shape.blocks, tokens, settings.length) + 2 * tokens * shape.d_model * shape.vocab
     return Stage(
         name="measuring",

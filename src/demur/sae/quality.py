@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from demur.activations.stream import SINK_RATIO, read_rows
+from demur.activations.stream import SINK_RATIO, padded, read_rows
 from demur.data.corpus import Sequences
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
@@ -110,7 +110,8 @@ class Tally:
 
 
 def measure(lm: LanguageModel, sae: SAE, text: Sequences, batch: int = ROWS) -> Quality:
-    """Quality on every token of the text but the first of each sequence, whose activation is an attention sink.
+    """Quality on every token of the text but the first of each sequence, whose activation is an attention sink. Other
+    sinks, which are not trained on either, count for the losses and the KL alone.
 
     Raises:
         SAEError: the SAE is for another width.
@@ -172,12 +173,8 @@ def _read(lm: LanguageModel, sae: SAE, rows: list[np.ndarray]) -> Tally:
 
 def _losses(lm: LanguageModel, sae: SAE, rows: list[np.ndarray]) -> Tally:
     # What the model makes of the reconstruction, and of nothing, in place of the activations.
-    width = max(len(r) for r in rows)
-    ids = torch.full((len(rows), width), -100)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.from_numpy(row.astype("int64"))
-    ids = ids.to(lm.device)
-    targets, real = ids[:, 1:][ids[:, 1:] >= 0], ids[:, 1:] >= 0
+    ids, real = (t.to(lm.device) for t in padded(rows))
+    targets, before = ids[real], real[:, 1:]
 
     def logits(how: str) -> tuple[Tensor, ...]:
         def splice(hidden: Tensor) -> Tensor | None:
@@ -188,7 +185,7 @@ def _losses(lm: LanguageModel, sae: SAE, rows: list[np.ndarray]) -> Tally:
             return torch.cat([hidden[:, :1], new.view_as(hidden[:, 1:]).to(hidden)], dim=1)
 
         with at_blocks({lm.block(sae.config.site): splice}):
-            return lm.logits(ids.clamp_min(0))[:, :-1][real].split(COMPARED)
+            return lm.logits(ids)[:, :-1][before].split(COMPARED)
 
     def loss(scores: tuple[Tensor, ...]) -> float:
         parts = zip(scores, targets.split(COMPARED), strict=True)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from demur.errors import TrainingError
+from demur.errors import SettingsError, TrainingError
 
 PATIENCE = timedelta(days=7)
 """How long the others wait while the first makes the text; a process that ends is noticed at once all the same."""
@@ -26,6 +26,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    device: str = "cpu"
+    """Where what they tell each other lies."""
 
     @property
     def first(self) -> bool:
@@ -57,7 +59,7 @@ class Ranks:
         """Whether any process says each."""
         if self.size == 1:
             return going, due
-        said = torch.tensor([float(going), float(due)], device="cuda" if torch.cuda.is_available() else "cpu")
+        said = torch.tensor([float(going), float(due)], device=self.device)
         self.sum(said)
         return bool(said[0] > 0), bool(said[1] > 0)
 
@@ -81,22 +83,29 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """This process among those that torchrun started; alone, if it did not.
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """This process among those that torchrun started, to train on a device (`auto`, `cpu`, `cuda`); alone, if it did not.
 
     Raises:
+        SettingsError: more processes than GPUs.
         TrainingError: another process ended while this one waited for it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    gpu = torch.cuda.is_available()
+    gpu = device != "cpu" and torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        place, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= there:
+            raise SettingsError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on a machine with {there} GPUs; start as many as "
+                "there are with --nproc-per-node, or give --device cpu."
+            )
+        torch.cuda.set_device(place)
     with _explained():
         dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), "cuda" if gpu else "cpu")
     finally:
         dist.destroy_process_group()
 

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from demur.activations.sample import SampleSettings
 from demur.data.corpus import Source
@@ -62,6 +62,13 @@ class SAESettings(ModelSettings):
     """Precision of the saved weights; the quality is measured on what was saved."""
     seed: int = 0
     """Seed of the order, the sampling and the weights."""
+
+    @field_validator("site")
+    @classmethod
+    def _each_site_once(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(sites)) != len(sites):
+            raise ValueError("a site may be given once")
+        return sites
 
     def learning_rate(self) -> float:
         """The learning rate at its height (scaling with width: Gao et al., appendix A.3)."""

@@ -93,6 +93,11 @@ def by_feature(
     return _bags(entries.rows, entries.offsets, values[entries.order], x)
 
 
+def sums(entries: ByFeature, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
+    """For each feature the sum of its entries' `values`. Unlike `scatter_add_` on a GPU, always in the same order."""
+    return torch.segment_reduce(values[entries.order], "sum", offsets=entries.offsets, initial=0.0)
+
+
 def dots(active: Active, x: Float[Tensor, "tokens d_model"], W: Float[Tensor, "d_sae d_model"]) -> Float[Tensor, " n"]:
     """For each entry, the product of its token's row of `x` and its feature's row of `W`."""
     if len(active.features) == 0:

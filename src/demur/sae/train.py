@@ -10,7 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from demur.activations.sample import sample
-from demur.activations.shards import shards_of
 from demur.activations.stream import ActivationStream
 from demur.data.corpus import Sequences, take
 from demur.errors import FileError, SettingsError
@@ -90,9 +89,13 @@ def train(
     """
     if settings.batch % ranks.size:
         raise SettingsError(f"a batch of {settings.batch} cannot be shared by {ranks.size} processes; change --batch.")
-    shards = shards_of(Path(settings.cache), lm, settings.site, text, settings.seed) if settings.cache else None
-    share = (ranks.rank, ranks.size)
-    stream = ActivationStream(lm, settings.site, text, settings.buffer, settings.seed, share, shards)
+    if settings.batch // ranks.size > settings.buffer:
+        raise SettingsError(
+            f"a batch of {settings.batch // ranks.size} tokens is more than the shuffle buffer of {settings.buffer}; give a "
+            "larger --buffer or a smaller --batch."
+        )
+    share, cache = (ranks.rank, ranks.size), Path(settings.cache) if settings.cache else None
+    stream = ActivationStream(lm, settings.site, text, settings.buffer, settings.seed, share, cache)
     if not stream.groups:
         raise SettingsError(f"too little text for {ranks.size} processes; start fewer.")
     steps = math.ceil(int((text.lengths() - 1).sum()) / settings.batch)
@@ -133,6 +136,8 @@ def _learn(
             now = time.monotonic()
             if now - shown > SHOWN_EVERY or lead.step_number == lead.steps:
                 rate = (lead.step_number - first) * settings.batch / (now - begun)
+                for trainer in trainers:
+                    trainer.check()
                 seen = "  ".join(f"FVU {float(f.fvu):.3f}  dead {100 * float(f.dead):.1f} %" for f in figures)
                 progress.step(lead.step_number - unseen, figures=f"{seen}  {rate:,.0f} tokens/s")
                 shown, unseen = now, lead.step_number

@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from demur.errors import SAEError
+from demur.errors import SAEError, TrainingError
 from demur.models.load import LanguageModel
 from demur.sae.learning import LEARNING, LearningRule, joined_rows
 from demur.sae.ranks import ALONE, Ranks
 from demur.sae.rules import COUNTED
 from demur.sae.sae import SAE, SAEConfig
 from demur.sae.settings import SAESettings
-from demur.sae.sparse import Active, ByFeature, by_feature, decode, dots, product, rows_at_once
+from demur.sae.sparse import Active, ByFeature, by_feature, decode, dots, product, rows_at_once, sums
 
 CPU = torch.device("cpu")
 PART = 4096
@@ -80,6 +80,7 @@ class Trainer:
     def start(self, x: Float[Tensor, "tokens d_model"]) -> None:
         """Sets decoder bias (geometric median) and input scale (mean squared norm d_model) from a first sample."""
         self._check_width(x)
+        x = x.float()
         w, n = self.weights, torch.tensor(float(len(x)), device=x.device)
         centre, squares = geometric_median(x, self.ranks), torch.zeros((), device=x.device)
         for part in x.split(PART):
@@ -87,7 +88,7 @@ class Trainer:
         self.ranks.sum(squares, n)
         self.counters["scale"] = math.sqrt(x.shape[1]) / (squares / n).sqrt()
         w["b_dec"].copy_(centre * self.counters["scale"])
-        sample = self.ranks.all(x[: SAMPLE // self.ranks.size])
+        sample = self.ranks.all(x[: max(1, SAMPLE // self.ranks.size)])
         self.rule.start(product(sample * self.counters["scale"] - w["b_dec"], w["W_enc"], w["b_enc"]), w["b_enc"])
 
     @torch.no_grad()
@@ -99,7 +100,7 @@ class Trainer:
         """
         self._check_width(x)
         w = self.weights
-        x = x * self.counters["scale"]
+        x = x.float() * self.counters["scale"]
         tokens, variance = self._spread(x)
         x -= w["b_dec"]
         active = self._activate(x, tokens)
@@ -115,6 +116,14 @@ class Trainer:
         self._descend()
         counts = self._count(active, tokens)
         return Figures(squares / variance, dead.float().mean(), counts / tokens)
+
+    def check(self) -> None:
+        """Raises TrainingError if a weight is no number any more. Not asked at every step: a GPU would be waited for."""
+        if not all(bool(weight.isfinite().all()) for weight in self.weights.values()):
+            raise TrainingError(
+                f"the training diverged by step {self.step_number}: its weights are no numbers any more; give a lower --lr, "
+                "and another --run."
+            )
 
     def _spread(self, x: Tensor) -> tuple[int, Tensor]:
         # Tokens of the whole batch, and their summed squared distance to their mean.
@@ -136,11 +145,12 @@ class Trainer:
 
     def _differentiate(self, x: Tensor, active: Active, by_output: Tensor, tokens: int, variance: Tensor) -> None:
         w = self.weights
-        by_pre = self.rule.gradients(active, dots(active, by_output, w["W_dec"]), tokens, variance, self.ranks)
         entries = ByFeature.of(active, self.settings.d_sae)
+        by_value = dots(active, by_output, w["W_dec"])
+        by_pre = self.rule.gradients(active, entries, by_value, tokens, variance, self.ranks)
         w["W_dec"].grad = by_feature(entries, active.values, by_output)
         w["W_enc"].grad = by_feature(entries, by_pre, x)
-        w["b_enc"].grad = torch.zeros_like(w["b_enc"]).scatter_add_(0, active.features, by_pre)
+        w["b_enc"].grad = sums(entries, by_pre)
         w["b_dec"].grad = by_output.sum(0)
 
     def _revive(self, x: Tensor, error: Tensor, squares: Tensor, dead: Int[Tensor, " dead"]) -> None:
@@ -257,6 +267,8 @@ class Trainer:
         for name, counter in self.counters.items():
             self.counters[name] = state[name].to(counter.device, copy=True)
         for name, counter in self.rule.counters.items():
+            if f"rule.{name}" not in state:
+                raise SAEError(f"the checkpoint is not of a training with the rule {self.settings.rule}.")
             self.rule.counters[name] = state[f"rule.{name}"].to(counter.device, copy=True)
 
     def _of_the_rule(self) -> dict[str, Tensor]:

@@ -51,6 +51,8 @@ def convert_verb(
     if found is None or found[0] == DEMUR:
         opened = open_sae(sae)
         changed = {k: v for k, v in (("site", site), ("model", model)) if v is not None}
+        if model not in (None, opened.config.model):
+            changed["model_hash"] = ""  # it is the other model's
         opened.config = opened.config.model_copy(update=changed)
     else:
         opened = read_foreign(sae).sae(site, model)

@@ -64,7 +64,7 @@ def train_verb(
     """
     if dry_run:
         return show_plan(settings, gpu, gpus, model_config, json)
-    with joined() as ranks:
+    with joined(settings.device) as ranks:
         folder = Path(
             ranks.told(str(runs.open_run("train", run, settings.model_dump(mode="json"))) if ranks.first else "")
         )

@@ -118,7 +118,13 @@ def test_a_weight_that_is_missing_or_no_number(tmp_path):
         open_sae(folder)
 
 
-@pytest.mark.parametrize("body", ["[]", "3", '{"d_in": "x"}', '{"d_in": 1e99, "d_sae": -1}', '{"architecture": {}}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *("[]", "3", '{"d_in": "x"}', '{"d_in": 1e99, "d_sae": -1}', '{"architecture": {}}'),
+        *('{"d_in": 1e999}', '{"d_in": NaN}', '{"architecture": "topk", "k": Infinity}', '{"d_in": 1%s}' % ("0" * 400)),
+    ],
+)
 def test_configs_that_are_none(body, tmp_path):
     folder = saelens(tmp_path)
     (folder / "cfg.json").write_text(body)

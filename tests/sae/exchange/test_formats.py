@@ -10,6 +10,7 @@ from demur.errors import SAEError
 from demur.sae.exchange.foreign import folded, site_of
 from demur.sae.exchange.formats import format_of, open_sae, read_foreign, write
 from demur.sae.sae import SAE
+from demur.verbs.convert import convert_verb
 from tests.parity.weights import D_SAE, draw, ours, same, stream
 from tests.sae.exchange.folders import MAKERS, dictionary, gemma_npz, gemma_safetensors
 from tests.verbs.test_bad_input import run
@@ -65,6 +66,17 @@ def test_converted_to_ours_it_is_what_was_opened(name, tmp_path):
     opened = open_sae(folder)
     write(opened, "demur", tmp_path / "out")
     assert SAE.load(tmp_path / "out").hash == opened.hash
+
+
+@pytest.mark.parametrize("to", ["demur", "saelens"])
+def test_an_sae_given_to_another_model_keeps_nothing_of_the_one_before(to, tmp_path, capsys):
+    write(ours("topk", "float16"), to, tmp_path / "before")
+    convert_verb(tmp_path / "before", out=tmp_path / "after", model="another")
+    capsys.readouterr()
+    assert (SAE.load(tmp_path / "after").config.model, SAE.load(tmp_path / "after").config.model_hash) == (
+        "another",
+        "",
+    )
 
 
 def test_folding_changes_nothing_that_is_computed_in_float64(tmp_path):

@@ -56,11 +56,11 @@ def read(path: Path) -> Foreign:
         if layer in found:  # a linear layer keeps `[out, in]`
             weights[ours] = weights[ours].T
     rule = KINDS[kind]
-    if rule in THRESHOLDED and {"threshold", "encoder.bias"} <= set(found):
-        # One for all features. Below 0 (not learnt yet) it cuts off nothing that ReLU would leave.
-        weights["threshold"] = found["threshold"].double().clamp_min(0).expand_as(found["encoder.bias"])
-    elif rule in THRESHOLDED and "threshold" in found:
-        weights["threshold"] = found["threshold"]
+    if rule in THRESHOLDED and "threshold" in found:
+        weights["threshold"] = threshold = found["threshold"]
+        if threshold.ndim == 0 and "b_enc" in weights:
+            # One for all features. Below 0 (not learnt yet) it cuts off nothing that ReLU would leave.
+            weights["threshold"] = threshold.double().clamp_min(0).expand_as(weights["b_enc"])
     submodule, layer = trainer.get("submodule_name"), trainer.get("layer")
     return Foreign(
         format=NAME,

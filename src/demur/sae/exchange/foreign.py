@@ -109,6 +109,8 @@ class Foreign:
         self.checked()
         if (own := self._unchanged()) is not None:
             changed = {"site": site or own.config.site, "model": model or own.config.model}
+            if model not in (None, own.config.model):
+                changed["model_hash"] = ""  # it is the other model's
             return SAE(own.config.model_copy(update=changed), **own.weights)
         weights = folded(self)
         config = SAEConfig(

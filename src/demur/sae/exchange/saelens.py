@@ -5,6 +5,7 @@ batchtopk with its one threshold. What training multiplies the input by it folds
 lies in `activation_scaler.json`.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _k(config: dict[str, Any], path: Path) -> int:
     if "k" not in config and isinstance(config.get("activation_fn_kwargs"), dict):
         return stated.size(config["activation_fn_kwargs"], "k", path)
     # BatchTopK's is an average, and need not be a whole number there.
-    if isinstance(config.get("k"), float):
+    if isinstance(config.get("k"), float) and math.isfinite(config["k"]):
         return max(1, round(config["k"]))
     return stated.size(config, "k", path)
 

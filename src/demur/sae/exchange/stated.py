@@ -34,6 +34,7 @@ def size(body: dict[str, Any], key: str, path: Path) -> int:
         FileError: the key is missing, or holds something else.
     """
     value = body.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    if number % 1 != 0 or number < 1:  # neither infinity nor what is no number has the remainder 0
         raise FileError(f"{path}: `{key}` is {value!r}; expected a whole number above 0.")
-    return int(value)
+    return int(number)
