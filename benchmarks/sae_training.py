@@ -19,6 +19,7 @@ the same saved activations (`sae_worker.py`), one after the other, round by roun
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -33,9 +34,12 @@ from typing import Any
 import numpy as np
 
 from demur.config import cache_folder
+from demur.files import replacing
 
 HERE = Path(__file__).parent
 PEERS = {"sparsify": "eai-sparsify", "sae_lens": "sae-lens", "dictionary_learning": "dictionary-learning"}
+RELEASES = {"sparsify": "1.3.3", "sae_lens": "6.54.12", "dictionary_learning": "0.1.0"}
+"""Those that the parity tests compare with."""
 SITE = "14.resid_post"
 FILES = ("chat_refusals_open", "chat_topical", "web_usgov", "web_peps", "web_openstax_ccby", "books_standardebooks")
 SHAPE = {"d_sae": 4608, "k": 32}
@@ -48,7 +52,7 @@ def python_of(library: str) -> str:
     """The interpreter of a peer's environment, which is made if it is not there."""
     if library == "demur":
         return sys.executable
-    folder = cache_folder() / "peers" / PEERS[library]
+    folder = cache_folder() / "peers" / f"{PEERS[library]}-{RELEASES[library]}"
     python, done = folder / "bin" / "python", folder / "ready"
     if not done.is_file():
         sys.stderr.write(f"making an environment for {PEERS[library]}\n")
@@ -57,7 +61,8 @@ def python_of(library: str) -> str:
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", torch], check=True)
         (folder / "constraints.txt").write_text(f"{torch}\n")
-        subprocess.run([*pip, "install", "-c", str(folder / "constraints.txt"), PEERS[library]], check=True)
+        release = f"{PEERS[library]}=={RELEASES[library]}"
+        subprocess.run([*pip, "install", "-c", str(folder / "constraints.txt"), release], check=True)
         # Nobody here looks at pictures, and a build of it for GPUs does not load beside a torch for CPUs.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
         done.touch()
@@ -66,17 +71,17 @@ def python_of(library: str) -> str:
 
 def activations(tokens: int) -> Path:
     """Saved activations of the embedded model, at least so many."""
-    path = cache_folder() / "benchmarks" / f"{SITE}.npy"
-    if path.is_file() and len(np.load(path, mmap_mode="r")) >= tokens:
-        return path
     from demur.activations.stream import ActivationStream
     from demur.models.load import load
 
     lm = load()
+    path = cache_folder() / "benchmarks" / f"{lm.hash}-{SITE}.npy"
+    if path.is_file() and len(np.load(path, mmap_mode="r")) >= tokens:
+        return path
     stream = ActivationStream(lm, (SITE,), sequences(lm.tokenizer, round(1.05 * tokens)), 65_536, seed=0)
     found = [x[:, 0].numpy().copy() for x in stream.through(4096)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, np.concatenate(found))
+    with replacing(path) as tmp, tmp.open("wb") as file:
+        np.save(file, np.concatenate(found))
     return path
 
 
@@ -156,7 +161,7 @@ def quality(tokens: int, batch: int) -> dict[str, Any]:
     return found
 
 
-def line(tokens: int) -> dict[str, Any]:
+def line(tokens: int, rounds: int) -> dict[str, Any]:
     """Tokens a second from text to SAE, ours and sparsify's, and of the layers up to the site alone."""
     import torch
 
@@ -172,7 +177,7 @@ def line(tokens: int) -> dict[str, Any]:
     rows = flat[: len(flat) // 256 * 256].reshape(-1, 256)  # as sparsify cuts text
     settings = SAESettings(site=SITE, batch=4096, checkpoint_every=1e9, **SHAPE)
     seconds: dict[str, list[float]] = {"demur": [], "sparsify": [], "layers": []}
-    for _ in range(2):
+    for _ in range(rounds):
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             train(lm, Sequences.of(rows), settings, Path(folder))
@@ -187,12 +192,23 @@ def line(tokens: int) -> dict[str, Any]:
             job = {"activations": f"{folder}/rows.npy", "steps": 0, "batch": 4096, "model": str(embedded.folder())}
             seconds["sparsify"].append(work("sparsify", **job, **SHAPE)["line"] / rows.size)
         torch.manual_seed(0)
-    rate = {name: 1 / min(taken) for name, taken in seconds.items()}
+    rate = {name: 1 / statistics.median(taken) for name, taken in seconds.items()}
     return {
         "tokens_per_second": {name: round(r) for name, r in rate.items()},
         "ratio": round(rate["demur"] / rate["sparsify"], 2),
         "share_of_layers_alone": round(rate["demur"] / rate["layers"], 3),
     }
+
+
+def cpuinfo() -> str:
+    """What the processor calls itself, and the vector instructions on which its speed depends."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    said = {
+        key: next((s.split(":", 1)[1].strip() for s in lines if s.startswith(key)), "")
+        for key in ("model name", "flags")
+    }
+    known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in said["flags"].split()]
+    return f"{said['model name']} ({', '.join(known)})"
 
 
 def main() -> None:
@@ -206,6 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=409_600, help="that quality is measured after")
     parser.add_argument("--batch", type=int, default=1024, help="of the quality's trainings")
+    parser.add_argument("--line-tokens", type=int, default=40_960, help="from text to SAE")
     given = parser.parse_args()
     parts = [*given.parts, *(["quality"] if given.quality else [])]
     found: dict[str, Any] = {}
@@ -218,7 +235,8 @@ def main() -> None:
     if "quality" in parts:
         found["quality"] = quality(given.tokens, given.batch)
     if "line" in parts:
-        found["line"] = line(20_000)
+        found["line"] = line(given.line_tokens, given.rounds)
+    found["on"] = {"processor": cpuinfo(), "cores": os.cpu_count(), "torch": version("torch"), "peers": RELEASES}
     print(json.dumps(found, indent=None if given.json else 1))
 
 

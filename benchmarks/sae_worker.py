@@ -201,9 +201,15 @@ def sparsify_line(job: Job) -> dict[str, float]:
     folder = Path(job.activations).parent
     Dataset.from_dict({"input_ids": np.load(job.activations).tolist()}).save_to_disk(str(folder / "text"))
     torch.cuda.is_bf16_supported = lambda *_: False
-    made = transformers.AutoModel.from_pretrained
-    transformers.AutoModel.from_pretrained = lambda name, **_: made(name, dtype=torch.float32)
-    begun = time.perf_counter()
+    made, begun = transformers.AutoModel.from_pretrained, 0.0
+
+    def loaded(name: str, **_: Any) -> Any:
+        nonlocal begun
+        model = made(name, dtype=torch.float32)
+        begun = time.perf_counter()  # as ours: with everything imported, and the model there
+        return model
+
+    transformers.AutoModel.from_pretrained = loaded
     layer, width = 14, len(np.load(job.activations)[0])
     sys.argv = ["sparsify", job.model, str(folder / "text"), "--layers", str(layer), "--ctx_len", str(width)]
     sys.argv += ["--batch_size", str(job.batch // width), "--num_latents", str(job.d_sae), "-k", str(job.k)]

@@ -13,7 +13,6 @@ import pytest
 import torch
 import transformers
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
 from demur.activations import shards
 from demur.activations import stream as streams
