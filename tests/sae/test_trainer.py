@@ -15,6 +15,7 @@ SETTINGS = SAESettings(
 )
 X = 3 * torch.randn(256, 32, generator=torch.Generator().manual_seed(0)) + 1
 RULE = ["topk", "batchtopk", "jumprelu", "relu"]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 class Naive:
@@ -22,7 +23,7 @@ class Naive:
 
     def __init__(self, trainer: Trainer) -> None:
         self.settings, self.trainer = trainer.settings, trainer
-        self.w = {name: weight.clone().requires_grad_() for name, weight in trainer.weights.items()}
+        self.w = {name: weight.cpu().clone().requires_grad_() for name, weight in trainer.weights.items()}
         self.adam = torch.optim.Adam(self.w.values(), lr=1.0, foreach=False)
 
     def activations(self, pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -43,8 +44,8 @@ class Naive:
         return (count / self.settings.k - 1).pow(2)
 
     def step(self, x: torch.Tensor) -> None:
-        w, dead = self.w, self.trainer.counters["silent"] > self.settings.dead_after
-        z = x * self.trainer.counters["scale"]
+        w, dead = self.w, self.trainer.counters["silent"].cpu() > self.settings.dead_after
+        z = x * self.trainer.counters["scale"].cpu()
         pre = (z - w["b_dec"]) @ w["W_enc"].t() + w["b_enc"]
         f, own = self.activations(pre)
         error = z - f @ w["W_dec"] - w["b_dec"]
@@ -98,20 +99,38 @@ class Jump(torch.autograd.Function):
         return by_output * (z > threshold), by_threshold, None
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dead", [0, 10, 30])
 @pytest.mark.parametrize("rule", RULE)
-def test_steps_are_those_of_a_naive_loop(rule, dead, monkeypatch):
+def test_steps_are_those_of_a_naive_loop(rule, dead, device, monkeypatch):
     monkeypatch.setattr(sparse, "PIECE", 100 * 48)  # several pieces a batch
-    trainer = Trainer(32, SETTINGS.model_copy(update={"rule": rule, "warmup": 0.0}), steps=10)
-    trainer.start(X)
+    settings = SETTINGS.model_copy(update={"rule": rule, "warmup": 0.0})
+    trainer = Trainer(32, settings, steps=10, device=torch.device(device))
+    trainer.start(X.to(device))
     naive = Naive(trainer)
     for step in range(4):
         if dead:
             trainer.counters["silent"][:dead] = 10**6
         naive.step(X[64 * step :][:64].repeat(2, 1) + 0.01 * step)
-        trainer.step(X[64 * step :][:64].repeat(2, 1) + 0.01 * step)
+        trainer.step((X[64 * step :][:64].repeat(2, 1) + 0.01 * step).to(device))
         for name, weight in trainer.weights.items():
-            torch.testing.assert_close(weight, naive.w[name].detach(), atol=1e-5, rtol=1e-5, msg=f"{name}, {step}")
+            close = {"atol": 1e-5, "rtol": 1e-5, "msg": f"{name}, {step}"}
+            torch.testing.assert_close(weight.cpu(), naive.w[name].detach(), **close)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rule", RULE)
+def test_the_same_steps_twice_are_the_same_bit_by_bit(rule, device):
+    # Or a training that was killed could not go on as it would have.
+    found = []
+    for _ in range(2):
+        trainer = Trainer(32, SETTINGS.model_copy(update={"rule": rule}), steps=10, device=torch.device(device))
+        trainer.start(X.to(device))
+        for step in range(4):
+            trainer.counters["silent"][:10] = 10**6
+            trainer.step(X[64 * step :][:64].to(device))
+        found.append({name: weight.clone() for name, weight in trainer.weights.items()})
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
 
 
 @pytest.mark.parametrize("rule", RULE)
