@@ -145,14 +145,14 @@ def growth(rounds: int, steps: int) -> dict[str, Any]:
     }
 
 
-def quality(tokens: int, batch: int) -> dict[str, Any]:
+def quality(tokens: int, batch: int, rules: list[str], rates: list[int]) -> dict[str, Any]:
     """FVU, dead share and active features per token on held-out activations, by rule, library and learning rate."""
     path, found = activations(tokens + HELD_OUT), {}
-    for rule in ("topk", "batchtopk"):
+    for rule in rules:
         for name in ("demur", *PEERS):
             if name == "sparsify" and rule == "batchtopk":
                 continue  # it has none
-            for times in (1,) if name == "demur" else (1, 3, 10):
+            for times in [1] if name == "demur" else rates:
                 job = {"steps": tokens // batch, "batch": batch, "rule": rule, "held_out": HELD_OUT, **SHAPE}
                 made = work(name, activations=str(path), lr=times * RATES[name], **job)
                 key = f"{rule} {name}" + (f" lr × {times}" if times > 1 else "")
@@ -222,6 +222,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=409_600, help="that quality is measured after")
     parser.add_argument("--batch", type=int, default=1024, help="of the quality's trainings")
+    parser.add_argument("--rules", nargs="+", default=["topk", "batchtopk"], choices=["topk", "batchtopk"])
+    parser.add_argument(
+        "--rates", nargs="+", type=int, default=[1, 3, 10], help="times the peers' default learning rate"
+    )
     parser.add_argument("--line-tokens", type=int, default=40_960, help="from text to SAE")
     given = parser.parse_args()
     parts = [*given.parts, *(["quality"] if given.quality else [])]
@@ -233,7 +237,7 @@ def main() -> None:
     if "growth" in parts:
         found["growth"] = growth(given.rounds, given.steps)
     if "quality" in parts:
-        found["quality"] = quality(given.tokens, given.batch)
+        found["quality"] = quality(given.tokens, given.batch, given.rules, given.rates)
     if "line" in parts:
         found["line"] = line(given.line_tokens, given.rounds)
     found["on"] = {"processor": cpuinfo(), "cores": os.cpu_count(), "torch": version("torch"), "peers": RELEASES}
