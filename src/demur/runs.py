@@ -1,15 +1,18 @@
 """Run folders: one per job, with a manifest that says how it was made and everything needed to resume it."""
 
 import hashlib
+import json
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from demur import __version__
 from demur.errors import FileError, SettingsError
@@ -130,3 +133,9 @@ def file_hash(path: Path) -> str:
 def bytes_hash(content: bytes) -> str:
     """The same of bytes in memory."""
     return hashlib.sha256(content).hexdigest()[:12]
+
+
+def rows_hash(rows: Iterable[BaseModel]) -> str:
+    """The same of records, in their order, with all that they say."""
+    body = [row.model_dump(mode="json", exclude_none=True) for row in rows]
+    return bytes_hash(json.dumps(body, sort_keys=True).encode())

@@ -5,9 +5,9 @@ import pytest
 from demur.calibration.levels import set_levels
 from demur.calibration.scores import Score
 from demur.calibration.settings import CalibrationSettings
-from demur.calibration.strata import evenly_of, strata, stratum, with_a_wrapped_stratum
+from demur.calibration.strata import strata, stratum, with_a_wrapped_stratum
 from demur.errors import PromptError, SettingsError
-from demur.records import Prompt, PromptSet
+from demur.records import Prompt, PromptSet, evenly_of
 
 
 def row(i: int, label: str = "benign", **about) -> Prompt:
@@ -74,6 +74,17 @@ def test_a_plain_stratum_that_binds_is_named_with_what_it_costs():
     assert standard.costs["harmful"] > standard.harmful.rate
     other = set_levels(*reversed(validation()), CalibrationSettings())["standard"]
     assert other.binds == "lookalike" and not other.costs
+
+
+def test_wrapped_prompts_are_no_plain_stratum_and_bind_for_themselves():
+    prompts, scores = validation(lookalikes=1.0)
+    wrapped = [row(5000 + i, kind="plain", extra={"stratum": "wrapped"}) for i in range(200)]
+    more = prompts.model_copy(update={"rows": (*prompts.rows, *wrapped)})
+    binding = set_levels([*scores, *(Score(4.0, None) for _ in wrapped)], more, CalibrationSettings())["standard"]
+    assert binding.binds == "wrapped" and not binding.costs
+    under = set_levels([*scores, *(Score(1.5, None) for _ in wrapped)], more, CalibrationSettings())["standard"]
+    assert under.binds == "chat"
+    assert under.costs["threshold"] == under.promises["wrapped"].threshold  # higher than what look-alikes ask for
 
 
 def test_a_stratum_too_small_for_its_promise_is_named():

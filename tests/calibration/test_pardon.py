@@ -50,6 +50,14 @@ def test_what_was_upheld_is_answered_and_the_rest_is_not(world):
     assert pardons(made.gate.sensor) == 2
 
 
+def test_with_too_little_harm_for_the_budget_none_of_it_is_in_reach(world):
+    policy, known, harm, _ = world
+    few = harm.model_copy(update={"rows": harm.rows[:20]})  # of 199
+    near = prompts([f"{harm.rows[0].prompt} please"], "benign", "appeal")
+    made = pardon(tiny.lm(), tiny.saes(), policy, near, known, few, SETTINGS)
+    assert all(opened(made, [r.prompt for r in few.rows]))
+
+
 def test_scores_of_what_is_not_pardoned_are_the_same_so_levels_hold(world):
     policy, known, harm, upheld = world
     made = pardon(tiny.lm(), tiny.saes(), policy, upheld, known, harm, SETTINGS)

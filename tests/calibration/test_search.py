@@ -112,6 +112,25 @@ def test_benign_prompts_meet_an_open_gate_also_where_the_dose_goes_by_risk():
     assert all(reply.steering["open"] and reply.steering["dose"] <= 1 for _, reply in replies)
 
 
+def test_finalists_meet_an_open_gate_on_every_benign_prompt_that_they_are_tried_on(tmp_path, monkeypatch):
+    tried = ground(tmp_path)
+    validation = grounds.prompts(4)
+    scores = calibrating.read_scores(tried.bench.lm, tried.bench.saes, tried.base, validation.rows)
+    trials = search(tried, plan(), SETTINGS, tmp_path / TRIALS)
+    seen = []
+    measured = calibrating.measure
+
+    def watched(there, *more):
+        seen.append((there.lowest, [p.id for p in more[-1]]))
+        return measured(there, *more)
+
+    monkeypatch.setattr(calibrating, "measure", watched)
+    calibrating._searched(tried, trials, validation, scores, tried.base.gate.threshold)
+    score_of = {row.id: s.score for row, s in zip(validation.rows, scores, strict=True)}
+    assert len(seen) == 1 and len(seen[0][1]) > len(tried.benign)
+    assert seen[0][0] == min(score_of[i] for i in seen[0][1]) < tried.lowest
+
+
 def test_calibrating_writes_policies_that_load_with_their_levels_and_vectors(tmp_path):
     bench, validation = grounds.bench(), grounds.prompts(8)
     made = calibrate(bench, grounds.joined(), validation, SETTINGS, tmp_path)

@@ -13,6 +13,7 @@ from demur.evaluation.runner import (
     VERDICTS,
     EvaluationSettings,
     Findings,
+    conclude,
     evaluate,
     read_findings,
     read_transcripts,
@@ -20,6 +21,7 @@ from demur.evaluation.runner import (
 from demur.files import read_jsonl
 from demur.records import Prompt, PromptSet, Transcript, Verdict
 from demur.steering.policies import NONE
+from demur.verbs.evaluate import log_and_count
 from tests import tiny
 
 PROMPTS = PromptSet(
@@ -109,6 +111,12 @@ def test_two_judges_stand_side_by_side(tmp_path):
         ("hard", "refused"),
         ("soft", "complied"),
     }
+
+
+def test_nothing_answered_is_nothing_found_whoever_judges(tmp_path):
+    found = conclude(tiny.lm(), [], [Scripted("hard", "refused"), Scripted("soft", "complied")], SETTINGS, tmp_path)
+    assert not found.results and not found.judges
+    assert log_and_count(tmp_path / "run", set()) == {}
 
 
 def test_a_judge_trained_on_a_set_leaves_it_to_another(tmp_path):

@@ -2,12 +2,27 @@
 
 import torch
 
+from demur.features import find
 from demur.features.effect import Bench
 from demur.features.evidence import WORDS, evidence
 from demur.models.chat import tokens_and_roles
+from demur.records import Evidence, Feature
 from demur.steering.policies import NONE
 from demur.steering.score import next_log_probs
 from tests import tiny
+
+
+def test_a_feature_of_both_roles_is_read_at_the_level_to_which_it_is_raised(monkeypatch):
+    asked = {}
+
+    def noted(bench, levels, *more):
+        asked.update(levels)
+        return {f: Evidence() for f in levels}
+
+    monkeypatch.setattr(find, "evidence", noted)
+    both = [Feature(id=3, role="actuator", level=4.0), Feature(id=3, role="sensor", level=45.0)]
+    find.with_evidence(Bench(tiny.lm(), tiny.sae()), [*both, Feature(id=5, role="sensor", level=7.0)], 0)
+    assert asked == {3: 4.0, 5: 7.0}
 
 
 def test_contexts_and_words_are_what_a_naive_reading_finds():

@@ -7,12 +7,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from demur.errors import PromptError, SettingsError
+from demur.evaluation.attacks.wrappers import WRAPPED
 from demur.features import attention, sensing
 from demur.features import find as finding
 from demur.features.effect import Bench
 from demur.features.find import FindSettings, find
 from demur.features.held_out import FOLDS, held_out, pairs
 from demur.features.reading import read_prompts
+from demur.features.sensing import sense
 from demur.features.sensors import fit
 from demur.models.chat import tokens_and_roles
 from demur.records import Feature, FeatureSet, HeldOut, Prompt, PromptSet
@@ -156,6 +158,17 @@ def test_find_measures_sensors_and_probe_and_saves_them(tmp_path, monkeypatch):
     assert all(len(h.pairs) == 9 and h.unseen.harmful == 18 for h in found.held_out)
     found.save(tmp_path / "features.json")
     assert FeatureSet.load(tmp_path / "features.json") == found
+
+
+def test_wrapped_requests_are_neither_left_out_nor_fitted_to_where_sources_are(monkeypatch):
+    # They are the other sources' requests, and would stay when those are left out.
+    rows = [*prompts(("a", "b", "c")).rows]
+    rows += [r.model_copy(update={"id": f"w {r.id}", "source": WRAPPED}) for r in rows]
+    fitted: list[int] = []
+    monkeypatch.setattr(sensing, "beside_a_probe", lambda pooled, *more: (fitted.append(len(pooled)), ())[1])
+    settings = FindSettings(held_out=True, sensors=8, attention=False)
+    sense(Bench(tiny.lm(), tiny.sae()), rows, [str(r.source) for r in rows], settings)
+    assert fitted == [36]
 
 
 def test_features_without_the_figures_still_load(tmp_path):

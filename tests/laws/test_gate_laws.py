@@ -233,6 +233,20 @@ def test_a_policy_file_includes_another(tmp_path):
     mine = Policy.load(tmp_path / "mine.toml")
     assert mine.gate == levelled().gate and mine.name == "mine" and mine.system == "Be kind."
     assert mine.vector("v") == pytest.approx(levelled().vector("v"))
+    levelled().model_copy(update={"receipt": {"gate": "as promised"}}).save(tmp_path / "base.toml")
+    (tmp_path / "laxer.toml").write_text(
+        'include = "base.toml"\n[gate]\nthreshold = 7.0\n[levels.standard]\nthreshold = 7.0\n'
+    )
+    laxer = Policy.load(tmp_path / "laxer.toml")
+    assert laxer.gate.sensor == levelled().gate.sensor and laxer.gate.threshold == 7.0
+    assert laxer.levels == levelled().levels | {
+        "standard": levelled().levels["standard"].model_copy(update={"threshold": 7.0})
+    }
+    assert not laxer.receipt and Policy.load(tmp_path / "mine.toml").receipt  # what was promised was of another gate
+    (tmp_path / "other.toml").write_text(
+        'include = "base.toml"\n[gate.sensor]\nkind = "probe"\nsite = "1.resid_post"\nvector = "v"\n'
+    )
+    assert Policy.load(tmp_path / "other.toml").gate.sensor == ProbeSensor(site="1.resid_post", vector="v")
     (tmp_path / "a.toml").write_text('include = "b.toml"\n')
     (tmp_path / "b.toml").write_text('include = "a.toml"\n')
     with pytest.raises(PolicyError, match="includes itself"):
@@ -276,6 +290,15 @@ def test_the_dose_rises_and_falls_over_the_reply():
         rise = min(1.0, (at + 1) / 3)
         fall = 1.0 if at < 4 else max(0.0, 1 - (at - 4 + 1) / 2)
         torch.testing.assert_close(part, rise * fall * whole, atol=1e-10, rtol=0)
+
+
+def test_positions_are_edited_until_the_dose_has_fallen_to_nothing():
+    lm, prompts = tiny.lm(), encode(tiny.lm(), tiny.said(TEXTS[1]))
+    ids = torch.cat([prompts.ids, torch.tensor([REPLY])], dim=1)
+    for shape, wanted in (({}, len(REPLY) + 1), ({"hold": 2, "decay": 1}, 3), ({"hold": 0, "decay": 0}, 0)):
+        with steer(lm, tiny.saes(), [gated(ALWAYS, **shape)], prompts) as session:
+            read(lm, ["1.resid_post"], ids)
+        assert int(session.edited.sum()) == wanted
 
 
 def test_values_scale_with_the_norm_and_are_capped():

@@ -154,6 +154,18 @@ def test_the_text_of_a_model_with_a_template_is_refusals_and_what_it_says(home, 
     assert sum(map(len, sample(lm, settings, 256, 0))) >= settings.tokens - 1, "the prompts last"
 
 
+def test_what_cannot_become_a_policy_is_said_before_anything(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for flags, said in (
+        (("--find.method", "paper"), "give effect or contrast"),
+        (("--train.site", "0.resid_post", "--train.site", "1.resid_post"), "give one with --site"),
+    ):
+        code, _, err = make(home, monkeypatch, capsys, *flags)
+        assert code == 1 and said in err and not (tmp_path / "runs").exists()
+    code, out, _ = make(home, monkeypatch, capsys, "--train.site", "0.resid_post", "--dry-run")
+    assert code == 0 and "at 0.resid_post" in out
+
+
 def test_a_budget_that_is_no_share_is_said_before_anything(home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, _, err = make(home, monkeypatch, capsys, budget="2")

@@ -5,7 +5,7 @@ Scores are read once, levels and the gate on the reply are arithmetic on them; t
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,13 +17,13 @@ from demur.calibration.levels import Setting, set_levels
 from demur.calibration.scores import Score, read_scores
 from demur.calibration.search import around, search
 from demur.calibration.settings import CalibrationSettings
-from demur.calibration.strata import evenly_of, harmful_by_source, strata, with_a_wrapped_stratum
+from demur.calibration.strata import harmful_by_source, strata, with_a_wrapped_stratum
 from demur.calibration.trials import NATS, Ground, Trial, fluency_limit, measure, plain_replies
 from demur.errors import PolicyError
 from demur.features.effect import Bench
 from demur.features.reading import read_prompts
 from demur.features.signals import fits
-from demur.records import Feature, FeatureSet, Gate, LevelName, Policy, PromptSet, Record
+from demur.records import Feature, FeatureSet, Gate, LevelName, Policy, PromptSet, Record, evenly_of
 from demur.steering.session import check
 
 COMPARED = 8
@@ -206,7 +206,10 @@ def _searched(
     best = finalists(trials, settings.finalists)
     more = round(settings.tried_benign * settings.confirmed / settings.tried)
     bad = [validation.rows[i] for i in _harmful(validation, scores, line, settings.confirmed)]
-    good = [validation.rows[i] for i in _benign(validation, scores, max(1, more))]
+    numbers = _benign(validation, scores, max(1, more))
+    good = [validation.rows[i] for i in numbers]
+    if scores:  # these too are to open a soft gate that is forced open
+        ground = replace(ground, lowest=min(scores[i].score for i in numbers))
     again = measure(ground, [t.params for t in best], "trying the finalists on more prompts", bad, good)
     confirmed = [made.model_copy(update={"number": t.number}) for t, made in zip(best, again, strict=True)]
     chosen, rule = choose(confirmed, settings)

@@ -9,12 +9,12 @@ from statistics import quantiles
 
 from demur.calibration.scores import conversation_hash
 from demur.calibration.settings import CalibrationSettings
-from demur.calibration.strata import evenly_of, harmful_by_source, strata
+from demur.calibration.strata import harmful_by_source, strata
 from demur.calibration.thresholds import Promise, just_above, promise
 from demur.evaluation.statistics import Rate
 from demur.features.effect import Bench, answers
 from demur.files import to_line, whole_lines
-from demur.records import Continuation, Gate, Outcome, Policy, Prompt, PromptSet, Record
+from demur.records import Continuation, Gate, Outcome, Policy, Prompt, PromptSet, Record, evenly_of
 from demur.steering.generate import decide
 from demur.steering.policies import NONE
 

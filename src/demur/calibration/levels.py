@@ -4,7 +4,7 @@ prompt."""
 from collections.abc import Sequence
 
 from demur.calibration.scores import Score
-from demur.calibration.settings import CALIBRATED, LIKE_HARM, CalibrationSettings
+from demur.calibration.settings import CALIBRATED, WIDER, CalibrationSettings
 from demur.calibration.strata import harmful_by_source, strata
 from demur.calibration.thresholds import Promise, least, threshold
 from demur.evaluation.statistics import Rate
@@ -59,8 +59,8 @@ def _set(
 
     harmful = [i for rows in sources.values() for i in rows]
     costs: dict[str, float] = {}
-    wider = [promises[s].threshold for s in by if s in LIKE_HARM]
-    if binds not in LIKE_HARM and wider and max(wider) < line:
+    wider = [promises[s].threshold for s in by if s in WIDER]
+    if binds not in WIDER and wider and max(wider) < line:
         costs = {"threshold": max(wider), "harmful": opens(harmful, max(wider)).rate}
     kinds: dict[str, dict[str, list[int]]] = {}
     for i, (row, score) in enumerate(zip(prompts.rows, scores, strict=True)):

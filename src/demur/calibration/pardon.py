@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from demur.calibration.thresholds import conformal_threshold
+from demur.calibration.thresholds import promise
 from demur.config import Settings
 from demur.errors import PolicyError
 from demur.evaluation.statistics import Rate
@@ -87,9 +87,8 @@ def pardon(
         [len(upheld), len(rejected), len(rows) - len(upheld) - len(rejected) - len(harm), len(harm)]
     )
     directions, offsets = discriminants(ours, refused, usual, settings)
-    limit = conformal_threshold((bad @ directions.T + offsets).amax(1).tolist(), settings.harm_budget)
-    # With too few harmful prompts to promise anything at this budget, the reach is what it was set to.
-    line = max(settings.reach, limit) if limit < torch.inf else settings.reach
+    # With too few harmful prompts for this budget, none of them is in reach.
+    line = max(settings.reach, promise((bad @ directions.T + offsets).amax(1).tolist(), settings.harm_budget).threshold)
     made = _with(policy, policy.gate, site, upheld, directions, offsets - line)
     return made.model_copy(
         update={"receipt": policy.receipt | {"pardon": _receipt(lm, saes, policy, made, upheld, rejected, harm, line)}}

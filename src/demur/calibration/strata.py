@@ -63,13 +63,3 @@ def harmful_by_source(prompts: PromptSet) -> dict[str, list[int]]:
     if not found:
         raise PromptError(f"{prompts.name} has no harmful prompts, so nothing can be tried on them; give some.")
     return found
-
-
-def evenly_of(groups: Sequence[Sequence[int]], count: int) -> list[int]:
-    """At most `count` row numbers, as evenly over the groups as they allow."""
-    found: list[int] = []
-    left = sorted(groups, key=len)
-    for i, group in enumerate(left):
-        share = min(len(group), (count - len(found)) // (len(left) - i))
-        found += [group[j * len(group) // share] for j in range(share)]
-    return found

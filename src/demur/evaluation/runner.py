@@ -128,7 +128,7 @@ def conclude(
     by_judge = {name: [v for v in verdicts if v.judge == name] for name in dict.fromkeys(v.judge for v in verdicts)}
     found = Findings(
         results=tabulate(transcripts, headline),
-        judges=[a for x, y in pairs for a in agreeing(by_judge[x], by_judge[y])],
+        judges=[a for x, y in pairs for a in agreeing(by_judge.get(x, []), by_judge.get(y, []))],
         comparisons=against_plain(transcripts, headline),
         quality=quality(lm, transcripts, headline, settings.batch, known=folder / NATS) if settings.quality else [],
     )

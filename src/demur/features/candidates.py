@@ -12,6 +12,7 @@ from torch import Tensor
 
 from demur.activations.harvest import read
 from demur.errors import SAEError
+from demur.evaluation.attacks.wrappers import WRAPPED
 from demur.features.branches import Branches
 from demur.features.contrast import ReplyStatistics, read_replies, separation
 from demur.features.effect import Bench, Conversation, try_policies
@@ -182,7 +183,7 @@ def gather(
     if complying is not None:
         found["contrast"] = named(separation(refusing, complying))
         found["cosine"] = named(cosines(sae.W_dec, refusing.stream - complying.stream).cpu())
-    if pairs := wrapped_pairs(lm, evenly(prompts, s.paired)):
+    if pairs := wrapped_pairs(lm, evenly([p for p in prompts if p.source != WRAPPED], s.paired)):
         pools = read_prompts(lm, sae, [c for pair in pairs for c in pair], ["last"])["last"]
         tested = paired(pools[0::2], pools[1::2])
         found["paired"] = named(torch.where(tested.q < FALSE_DISCOVERIES, tested.effect, torch.zeros(())))

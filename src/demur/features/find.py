@@ -21,7 +21,7 @@ from demur.features.settings import FindSettings
 from demur.features.signals import fits
 from demur.features.together import find_together
 from demur.models.chat import tokens_and_roles
-from demur.records import Feature, FeatureSet, Positions, Prompt, PromptSet, evenly
+from demur.records import Feature, FeatureSet, Positions, Prompt, PromptSet, evenly, evenly_of
 from demur.runs import part
 from demur.steering.policies import NONE
 
@@ -140,7 +140,9 @@ def with_evidence(bench: Bench, features: Sequence[Feature], seed: int) -> tuple
             tokens_and_roles(bench.lm, row.conversation)[0]
             + bench.lm.tokenizer(refusal, add_special_tokens=False)["input_ids"]
         )
-    shown = evidence(bench, {f.id: f.level for f in features}, texts, ordinary[:8])
+    # What a feature writes is read at the level to which it is raised, where it is.
+    levels = {f.id: f.level for role in ("sensor", "actuator") for f in features if f.role == role}
+    shown = evidence(bench, levels, texts, ordinary[:8])
     return tuple(f.model_copy(update={"evidence": shown[f.id]}) for f in features)
 
 
@@ -263,9 +265,4 @@ def by_source(prompts: PromptSet) -> dict[tuple[str, str, str], list[Prompt]]:
 
 def spread(prompts: PromptSet, count: int) -> list[Prompt]:
     """At most `count` rows, as evenly over the sources as they allow."""
-    # One that has thousands of rows would be all there is to learn from.
-    groups = sorted(by_source(prompts).values(), key=len)
-    rows: list[Prompt] = []
-    for i, group in enumerate(groups):
-        rows += evenly(group, (count - len(rows)) // (len(groups) - i))
-    return rows
+    return evenly_of(by_source(prompts).values(), count)

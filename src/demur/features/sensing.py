@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from demur.data.categories import kind_of
+from demur.evaluation.attacks.wrappers import WRAPPED
 from demur.features.attention import AttentionProbe, fit_attention
 from demur.features.effect import Bench
 from demur.features.held_out import beside_a_probe, held_out
@@ -97,12 +98,15 @@ def sense(
     ]
     found: tuple[HeldOut, ...] = ()
     if settings.held_out:
-        found = beside_a_probe(pooled, streams.pooled("mean"), harmful, sources, groups, count, seed)
+        # A wrapped request is another source's too, and would stay when that is left out.
+        bare = [i for i, source in enumerate(sources) if source != WRAPPED]
+        told = ([harmful[i] for i in bare], [sources[i] for i in bare], [groups[i] for i in bare])
+        found = beside_a_probe(pooled[bare], streams.pooled("mean")[bare], *told, count, seed)
         if attention:
             # What is left out of, and fitted to, are rows of the streams; their numbers stand for them.
-            numbers = torch.arange(len(rows), dtype=torch.float64)[:, None]
+            numbers = torch.tensor(bare, dtype=torch.float64)[:, None]
             by_attention = partial(_attention_on, streams, seed)
-            found += (held_out("attention probe", by_attention, numbers, harmful, sources, groups, seed),)
+            found += (held_out("attention probe", by_attention, numbers, *told, seed),)
     kinds = read_kinds(bench.sae.config.site, pooled, rows, pooling)
     if not attention:
         return Sensed(features, reading.bias, kinds=kinds, held_out=found)

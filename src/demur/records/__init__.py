@@ -20,7 +20,7 @@ from demur.records.features import (
 from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
 from demur.records.policy import LEVELS, Level, LevelName, Policy
 from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
-from demur.records.record import R, Record, evenly, first_problem, parse, read_rows
+from demur.records.record import R, Record, evenly, evenly_of, first_problem, parse, read_rows
 from demur.records.sensors import (
     AttentionSensor,
     CastSensor,
@@ -83,6 +83,7 @@ __all__ = [
     "Vectors",
     "Verdict",
     "evenly",
+    "evenly_of",
     "first_problem",
     "parse",
     "read_rows",

@@ -162,7 +162,9 @@ class Policy(Record):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Reads a policy file (TOML). With `include = "other.toml"`, what it does not say is as in that file.
+        """Reads a policy file (TOML). With `include = "other.toml"`, what it does not say is as in that file, table
+        by table; a table of another `kind` takes the place of the one there. How gate and levels were chosen (`receipt`) is
+        not taken over where they are others.
 
         Raises:
             FileError: no such file or not TOML; its vectors are not there, or others.
@@ -205,4 +207,19 @@ def _included(path: Path, before: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
     if not isinstance(other, str):
         raise PolicyError(f"{path}: `include` takes the name of a policy file (given: {other!r}).")
     base, found = _included(path.parent / other, (*before, path.resolve()))
-    return base | raw, found | where
+    if raw.keys() & {"gate", "levels"}:
+        base.pop("receipt", None)
+    return _over(base, raw), found | where
+
+
+def _over(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    # `raw` on top of `base`, tables within tables.
+    made = dict(base)
+    for key, value in raw.items():
+        under = base.get(key)
+        if isinstance(value, dict) and isinstance(under, dict):
+            kind = under.get("kind")
+            made[key] = _over(under, value) if value.get("kind", kind) == kind else value
+        else:
+            made[key] = value
+    return made

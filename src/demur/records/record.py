@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,16 @@ T = TypeVar("T")
 def evenly(rows: Sequence[T], n: int) -> list[T]:
     """`n` rows (all of them if there are fewer), evenly spaced and in order."""
     return [rows[i * len(rows) // n] for i in range(n)] if n < len(rows) else list(rows)
+
+
+def evenly_of(groups: Iterable[Sequence[T]], count: int) -> list[T]:
+    """At most `count` rows, as evenly over the groups as they allow, the smallest first."""
+    # One group that has thousands would be all there is.
+    found: list[T] = []
+    left = sorted(groups, key=len)
+    for i, group in enumerate(left):
+        found += evenly(group, (count - len(found)) // (len(left) - i))
+    return found
 
 
 def parse(kind: type[R], raw: Any, where: Path | str, error: type[DemurError]) -> R:

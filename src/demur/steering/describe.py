@@ -74,8 +74,8 @@ def _chosen_in_words(receipt: Mapping[str, Any]) -> list[str]:
         lines.append(f"  validation, harmful of {source}: gate open on {100 * rate['rate']:.1f} % of {rate['n']}")
     if costs := now.get("costs"):
         lines.append(
-            f"  {now['binds']} forces a higher threshold than look-alikes do: without, it would open at "
-            f"{costs['threshold']:.2f}, for {100 * costs['harmful']:.1f} % of the harmful ones."
+            f"  {now['binds']} forces a higher threshold than what looks like harm does: without the plain strata it would "
+            f"open at {costs['threshold']:.2f}, for {100 * costs['harmful']:.1f} % of the harmful ones."
         )
     if late := receipt.get("late"):
         caught = late.get("caught", {"k": 0, "n": 0})

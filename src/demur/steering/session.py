@@ -161,13 +161,20 @@ class Session:
                 action.pushes.see(new, row, mine & (position == self.length[row] - 1))
                 open_, since = self._open(plan, row, position)
                 here = mine & open_ & self._positions(action.how.positions, row, position, since)
-                if here.any():
-                    # A clone, so that rows nobody edits stay bit-equal and the model's own tensor stays as it is.
-                    new = new.clone() if new is x else new
-                    dose = self._dose(plan, action.how, row[here], position[here] - since[here])
-                    new[here] = self._changed(action, new[here], row[here], dose)
-                    self.edited = widened(self.edited, int(position.max()) + 1)
-                    self.edited[row[here], position[here]] = True
+                if not here.any():
+                    continue
+                dose = self._dose(plan, action.how, row[here], position[here] - since[here])
+                if dose is not None and not dose.all():
+                    # Where it has fallen to nothing, nothing is edited.
+                    here[here.clone()] = dose != 0
+                    dose = dose[dose != 0]
+                    if not len(dose):
+                        continue
+                # A clone, so that rows nobody edits stay bit-equal and the model's own tensor stays as it is.
+                new = new.clone() if new is x else new
+                new[here] = self._changed(action, new[here], row[here], dose)
+                self.edited = widened(self.edited, int(position.max()) + 1)
+                self.edited[row[here], position[here]] = True
         return None if new is x else new
 
     def is_idle(self, site: str) -> bool:

@@ -67,8 +67,8 @@ def calibrate_verb(
     bench = Bench.of(found, sae or [shipped() / "sae"], model)
     stated = {
         "features": runs.file_hash(features),
-        "validation": f"{held.name} {held.hash}",
-        "model": model.model_dump(mode="json"),
+        "validation": f"{held.name} {runs.rows_hash(held.rows)}",
+        "model": model.model_dump(mode="json") | {"hash": bench.lm.hash},
         **settings.model_dump(mode="json", exclude={"trials", "minutes"}),
     }
     folder = runs.open_run("calibrate", run, stated)

@@ -200,7 +200,7 @@ def log_and_count(folder: Path, measured: set[tuple[str, str]]) -> dict[str, int
     log = folder.parent / runs.TEST_LOG
     for name, digest in sorted(measured):
         runs.log_test(folder.parent, set=name, policy_hash=digest, run=folder.name)
-    seen = {(row["set"], row["policy_hash"]) for row in read_jsonl(log)}
+    seen = {(row["set"], row["policy_hash"]) for row in (read_jsonl(log) if log.is_file() else ())}
     return {name: sum(s == name for s, _ in seen) for name in dict.fromkeys(name for name, _ in sorted(measured))}
 
 

@@ -70,7 +70,13 @@ def find_verb(
     train, held = load_prompts(prompts, "train"), load_prompts(validation, "validation")
     kept = FeatureSet.load(keep) if keep else None
     bench = Bench.open(sae or shipped() / "sae", model)
-    stated = {"sae": bench.sae.hash, "prompts": train.name, "validation": held.name, **settings.model_dump(mode="json")}
+    stated = {
+        "sae": bench.sae.hash,
+        "prompts": f"{train.name} {runs.rows_hash(train.rows)}",
+        "validation": f"{held.name} {runs.rows_hash(held.rows)}",
+        "model": model.model_dump(mode="json") | {"hash": bench.lm.hash},
+        **settings.model_dump(mode="json"),
+    }
     stated |= {"kept": runs.file_hash(keep)} if keep else {}
     folder = runs.open_run("find", run, stated)
     say(f"run: {folder}")

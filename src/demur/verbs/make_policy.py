@@ -159,8 +159,15 @@ def make_policy_verb(
         if not 0 < budget < 1:
             raise SettingsError(f"a budget of {budget:g}; expected a share between 0 and 1, such as --budget 0.02.")
         calibrate = calibrate.model_copy(update={"budget": budget})
+    if find.method == "paper":
+        raise SettingsError(
+            "find.method paper finds no sensors, and a policy made here has a gate; give effect or contrast."
+        )
     if sae is None:
-        train = train.model_copy(update={**held.model_dump(), "site": (site or _middle(model),)})
+        own = train.site if "site" in train.model_fields_set else (_middle(model),)
+        if len(own) > 1:
+            raise SettingsError(f"one policy is made, at one site (given: {', '.join(own)}); give one with --site.")
+        train = train.model_copy(update={**held.model_dump(), "site": (site,) if site else own})
     folder, given = run or runs.HOME / f"make-policy-{Path(model).name}", load_prompts(prompts, "train")
     order = Order(
         folder, held, sae, train, find, calibrate, evaluate, given, text, prompts, validation, test, limit

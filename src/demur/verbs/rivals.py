@@ -66,8 +66,9 @@ def rivals_verb(
     bench = Bench.open(sae or shipped() / "sae", model)
     stated = {
         "bases": {p.name: p.hash for p in (ours, theirs)},
-        "prompts": train.name,
-        "validation": held.name,
+        "prompts": f"{train.name} {runs.rows_hash(train.rows)}",
+        "validation": f"{held.name} {runs.rows_hash(held.rows)}",
+        "model": model.model_dump(mode="json") | {"hash": bench.lm.hash},
         **settings.model_dump(mode="json"),
     }
     folder = runs.open_run("rivals", run, stated)

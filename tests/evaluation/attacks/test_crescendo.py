@@ -17,6 +17,7 @@ from demur.evaluation.attacks.attackers import (
 )
 from demur.evaluation.attacks.conversations import Target, results
 from demur.evaluation.attacks.crescendo import NAME, CrescendoSettings, attack
+from demur.evaluation.attacks.run import Plan
 from demur.evaluation.runner import TRANSCRIPTS, EvaluationSettings
 from demur.records import Message, Prompt, Transcript, Verdict
 from demur.steering.policies import NONE
@@ -203,3 +204,13 @@ def test_the_published_prompts_can_be_given_by_path():
     paths = sorted((data_folder() / "multiturn" / "crescendo").glob("*.yaml"))
     assert len(paths) == 5
     assert all("my goal" in system_prompt("my goal", 10, p) for p in paths)
+
+
+def test_an_attack_may_go_on_with_another_address_and_not_with_another_prompt(tmp_path):
+    (tmp_path / "prompt.md").write_text("Ask.")
+    before = AttackerSettings(attacker_url="http://a/v1", attacker_model="m", attacker_prompt=tmp_path / "prompt.md")
+    later = before.model_copy(update={"attacker_url": "http://b/v1", "attacker_timeout": 600.0, "attacker_workers": 1})
+    hashes = [Plan(live=((), CrescendoSettings(), how)).hashes for how in (before, later)]
+    assert hashes[0] == hashes[1]
+    (tmp_path / "prompt.md").write_text("Ask nicely.")
+    assert Plan(live=((), CrescendoSettings(), before)).hashes != hashes[0]

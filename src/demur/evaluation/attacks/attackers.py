@@ -21,6 +21,7 @@ from demur.files import read_text
 from demur.models.generation import GenerationSettings
 from demur.models.load import LanguageModel, ModelSettings, load
 from demur.records import Message
+from demur.runs import file_hash
 from demur.steering.generate import generate
 from demur.steering.policies import NONE
 
@@ -50,6 +51,14 @@ class AttackerSettings(Settings):
     """Seconds to wait for an answer of the endpoint."""
     attacker_workers: int = Field(default=4, gt=0)
     """Questions to the endpoint under way at a time."""
+
+    @property
+    def who(self) -> "AttackerSettings":
+        """Its prompt by its text, and without where it is reached and how long it is waited for, which may change while an
+        attack goes on."""
+        prompt = Path(file_hash(self.attacker_prompt)) if self.attacker_prompt else None
+        elsewhere = {"attacker_url": None, "attacker_timeout": 60.0, "attacker_workers": 4}
+        return self.model_copy(update=elsewhere | {"attacker_prompt": prompt})
 
 
 class Attacker(Protocol):

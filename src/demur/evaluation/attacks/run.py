@@ -4,15 +4,11 @@ The last reply of every attack is among the run's transcripts and results; what 
 has a folder of its own, with the same files. All of it is judged anew from files; nothing is generated twice.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel
 
 from demur.evaluation.attacks import conversations, crescendo, gcg, recovery, scripts
 from demur.evaluation.attacks.attackers import AttackerSettings, open_attacker
@@ -40,6 +36,7 @@ from demur.evaluation.runner import (
 from demur.files import read_json, read_jsonl, write_json
 from demur.models.load import LanguageModel
 from demur.records import Policy, Prompt, PromptSet, Transcript, Verdict
+from demur.runs import rows_hash
 from demur.sae.sae import SAE
 
 ATTACKS = "attacks.json"
@@ -73,16 +70,12 @@ class Plan:
         if self.scripts is not None:
             parts[scripts.NAME] = self.scripts
         if self.live is not None:
-            parts[crescendo.NAME] = [*self.live[0], *self.live[1:]]
+            asked, how, attacker = self.live
+            parts[crescendo.NAME] = [*asked, how, attacker.who]
         for name, part in ((gcg.NAME, self.gcg), (recovery.NAME, self.recovery)):
             if part is not None:
                 parts[name] = [*part[0], part[1]]
-        return {name: _hash(rows) for name, rows in parts.items()}
-
-
-def _hash(rows: Sequence[BaseModel]) -> str:
-    body = [row.model_dump(mode="json", exclude_none=True) for row in rows]
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+        return {name: rows_hash(rows) for name, rows in parts.items()}
 
 
 @dataclass(frozen=True)
