@@ -116,7 +116,7 @@ def test_finalists_meet_an_open_gate_on_every_benign_prompt_that_they_are_tried_
     tried = ground(tmp_path)
     validation = grounds.prompts(4)
     scores = calibrating.read_scores(tried.bench.lm, tried.bench.saes, tried.base, validation.rows)
-    trials = search(tried, plan(), SETTINGS, tmp_path / TRIALS)
+    trials = search(tried, plan(), SETTINGS, tmp_path)
     seen = []
     measured = calibrating.measure
 
