@@ -11,7 +11,7 @@
   ones refused there, with no gate before it (the side effect).
 - reconstruction: as the training measured it on text held out of it.
 
-A table of what was asked for, a row an SAE. Model in bfloat16. Training and validation prompts only.
+A table of what was asked for, a row an SAE. Training and validation prompts only.
 """
 
 import argparse
@@ -150,11 +150,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=2, help="of rehearsing; `demur find` has five")
     parser.add_argument("--tried", type=int, default=64, help="validation prompts of each label")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the model")
     parser.add_argument("--json", action="store_true", help="one JSON object a line and nothing else")
     given = parser.parse_args()
     train, held = load_prompts(given.prompts, "train"), load_prompts(given.validation, "validation")
     both = train.model_copy(update={"rows": (*train.rows, *held.rows)})
-    lm = load(ModelSettings(dtype="bfloat16"))
+    lm = load(ModelSettings(dtype=given.dtype))
     saes = [open_sae(folder).to(next(lm.model.parameters())) for folder in given.saes]
     cells = {
         "site": lambda row: row["site"],

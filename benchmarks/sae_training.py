@@ -43,7 +43,7 @@ RELEASES = {"sparsify": "1.3.3", "sae_lens": "6.54.12", "dictionary_learning": "
 SITE = "14.resid_post"
 FILES = ("chat_refusals_open", "chat_topical", "web_usgov", "web_peps", "web_openstax_ccby", "books_standardebooks")
 SHAPE = {"d_sae": 4608, "k": 32}
-RATES = {"demur": 2e-3, "sparsify": 5e-3 / (4608 / 2**14) ** 0.5, "sae_lens": 3e-4, "dictionary_learning": None}
+RATES = {"demur": 3.5e-3, "sparsify": 5e-3 / (4608 / 2**14) ** 0.5, "sae_lens": 3e-4, "dictionary_learning": None}
 RATES["dictionary_learning"] = 2e-4 / (4608 / 2**14) ** 0.5
 HELD_OUT = 16_384
 

@@ -45,12 +45,12 @@ class SAESettings(ModelSettings):
     buffer: int = Field(default=65_536, gt=0)
     """Tokens in the shuffle buffer of each process."""
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate of Adam; by default 2e-3 at 4,608 features, falling with the root of the width."""
+    """Learning rate of Adam; by default 3.5e-3 at 4,608 features, falling with the root of the width."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     decay: float = Field(default=0.3, ge=0, lt=1)
     """Share of the steps, at the end, in which it falls to zero."""
-    dead_after: int = Field(default=100_000, gt=0)
+    dead_after: int = Field(default=40_000, gt=0)
     """A feature that was not active for so many tokens counts as dead."""
     dead_loss: float = Field(default=1 / 32, ge=0)
     """Weight of the dead-feature loss (Gao et al., appendix A.2)."""
@@ -72,4 +72,4 @@ class SAESettings(ModelSettings):
 
     def learning_rate(self) -> float:
         """The learning rate at its height (scaling with width: Gao et al., appendix A.3)."""
-        return self.lr or 2e-3 * math.sqrt(4608 / self.d_sae)
+        return self.lr or 3.5e-3 * math.sqrt(4608 / self.d_sae)
