@@ -78,7 +78,7 @@ def found(tmp_path_factory):
     texts = [t for pair in zip(requests(True, 800, 1), requests(False, 800, 2), strict=True) for t in pair]
     rows = [tokens_and_roles(lm, talk)[0] for talk in tiny.said(*texts)]
     # A token's identity and the planted direction: two things to say of each activation.
-    settings = SAESettings(site=SITE, d_sae=64, k=2, batch=256, buffer=8192, lr=5e-3)
+    settings = SAESettings(site=SITE, d_sae=64, k=2, batch=256, buffer=8192, lr=5e-3, dead_after=100_000)
     (sae,) = train(lm, Sequences.of(rows), settings, tmp_path_factory.mktemp("planted"))
     token = tiny.tokenizer().convert_tokens_to_ids
     refusing = read_replies(lm, sae, tiny.said(*requests(True, 40, 3)), [[token("N")]] * 40)
