@@ -43,7 +43,7 @@ RELEASES = {"sparsify": "1.3.3", "sae_lens": "6.54.12", "dictionary_learning": "
 SITE = "14.resid_post"
 FILES = ("chat_refusals_open", "chat_topical", "web_usgov", "web_peps", "web_openstax_ccby", "books_standardebooks")
 SHAPE = {"d_sae": 4608, "k": 32}
-RATES = {"demur": 3.5e-3, "sparsify": 5e-3 / (4608 / 2**14) ** 0.5, "sae_lens": 3e-4, "dictionary_learning": None}
+RATES = {"sparsify": 5e-3 / (4608 / 2**14) ** 0.5, "sae_lens": 3e-4, "dictionary_learning": None}
 RATES["dictionary_learning"] = 2e-4 / (4608 / 2**14) ** 0.5
 HELD_OUT = 16_384
 
@@ -154,7 +154,7 @@ def quality(tokens: int, batch: int, rules: list[str], rates: list[int]) -> dict
                 continue  # it has none
             for times in [1] if name == "demur" else rates:
                 job = {"steps": tokens // batch, "batch": batch, "rule": rule, "held_out": HELD_OUT, **SHAPE}
-                made = work(name, activations=str(path), lr=times * RATES[name], **job)
+                made = work(name, activations=str(path), lr=times * RATES[name] if name in RATES else None, **job)
                 key = f"{rule} {name}" + (f" lr × {times}" if times > 1 else "")
                 found[key] = {figure: round(made[figure], 4) for figure in ("fvu", "dead", "l0")}
                 sys.stderr.write(f"{key}: {found[key]}\n")

@@ -68,13 +68,13 @@ def test_the_signed_rank_test_is_that_of_a_naive_loop():
 
 
 def test_what_a_wrapper_takes_away_is_found_on_pairs(bench, harmful):
-    pairs = wrapped_pairs(bench.lm, harmful)
-    asked = {row.conversation: row for row in harmful}
-    assert len(pairs) > 0.9 * len(harmful), "all but a few that do not fit this small context"
-    for plain, wrapped in pairs:
-        assert asked[plain].prompt in wrapped[-1].content
+    roomy = dataclasses.replace(bench.lm, context=10_000)
+    pairs = wrapped_pairs(roomy, harmful)
+    for row, (plain, wrapped) in zip(harmful, pairs, strict=True):
+        assert plain == row.conversation
+        assert row.prompt in wrapped[-1].content
         assert wrapped != plain, "a wrapper may leave the prompt as it is and put words before it"
-    pools = read_prompts(bench.lm, bench.sae, [c for pair in pairs for c in pair], ["last"])["last"]
+    pools = read_prompts(roomy, bench.sae, [c for pair in pairs for c in pair], ["last"])["last"]
     found = paired(pools[0::2], pools[1::2])
     # Of the prompts half are loud, and the wrapper drowns the noise.
     assert float(found.effect[WRITES]) == 1
