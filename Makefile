@@ -41,7 +41,7 @@ demo: setup
 
 # A process per core with a thread each is a third faster than one process with all threads.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope --durations 25
 
 # vLLM without a GPU, in an environment of its own (3.5 GB): it pins torch and transformers. torchvision and its like are not
 # of this torch's build and break its imports. Where there is no build of it, there is nothing to test.

@@ -13,7 +13,7 @@ pytest.importorskip("sqlalchemy", reason="the extra `server` is not installed")
 from demur.calibration.pardon import PardonSettings, pardon
 from demur.data.prompts import shipped_prompts
 from demur.evaluation.statistics import Rate
-from demur.models.load import ModelSettings, load
+from demur.models.load import load
 from demur.records import Message, Policy, PromptSet
 from demur.server.feedback.export import export
 from demur.server.feedback.records import Answer
@@ -31,7 +31,7 @@ class World:
 
     def __init__(self) -> None:
         self.policy = find_policy("gated")
-        self.lm = load(ModelSettings(dtype="bfloat16"))
+        self.lm = load()
         self.saes = load_saes(self.lm, [self.policy])
 
     def opened(self, policy: Policy, texts: list[str]) -> list[bool]:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from demur.evaluation.capability.divergence import Divergence
+from demur.evaluation.judging.rules import rules
 from demur.evaluation.statistics import Comparison, DoseResponse, Mean, Rate, compare
-from demur.reports import capability, checks, controls, refusal, summary
+from demur.reports import capability, checks, controls, equal, refusal, summary
 from demur.reports.blocks import Cell, Drawings, Figure, Section, Table, grid, of_rate, word
-from demur.reports.study import Study, read_study
+from demur.reports.study import Answer, Study, read_study
 from tests.reports import many
 from tests.reports.small import transcripts, write_run
 
@@ -285,3 +286,40 @@ def test_a_rate_carries_what_it_is_against() -> None:
     assert (cell.text, cell.note, cell.against) == ("30.0 %", "[10.8, 60.3]", "−2.0 [−4.0, +0.0]")
     assert cell.change == Figure(-2.0, -4.0, 0.0, 9) and cell.worse
     assert of_rate(None) == Cell()
+
+
+def test_at_as_much_harm_refused_every_threshold_is_tried_one_by_one(study: Study) -> None:
+    found = tables(equal.equal(study))["equal"]
+    assert not {"canned", "random", "none"} & {r[0].policy for r in found.rows}  # the same gate, or the plain model
+    for other in ("paper", "cast"):
+        cases = [c for c in study.cases if {"gated", "none", other} <= c.keys()]
+        cases = [c for c in cases if all(c[p].judged for p in ("gated", "none", other))]
+
+        def refusals(line: float, label: str, cases=cases) -> list[bool]:
+            mine = [c for c in cases if next(iter(c.values())).transcript.label == label]
+            opens = [c["gated"].transcript.open and (c["gated"].transcript.gate or 0) >= line for c in mine]
+            return [c["gated" if o else "none"].refused for c, o in zip(mine, opens, strict=True)]
+
+        wanted = value(found, other, "harmful refused").figure
+        assert wanted
+        k = round(wanted.value * (wanted.n or 0))
+        lines = sorted({c["gated"].transcript.gate or 0 for c in cases}, reverse=True)
+        line = next(t for t in [np.inf, *lines] if sum(refusals(t, "harmful")) >= k)
+        harmful, benign = refusals(line, "harmful"), refusals(line, "benign")
+        assert value(found, other, "gated then: harmful").figure == figure(Rate.of(sum(harmful), len(harmful)))
+        assert value(found, other, "gated then: benign").figure == figure(Rate.of(sum(benign), len(benign)))
+        theirs = sum(c[other].refused for c in cases if next(iter(c.values())).transcript.label == "benign")
+        points = value(found, other, "points, gated less it").figure
+        assert points and points.value == pytest.approx(100 * (sum(benign) - theirs) / len(benign))
+
+
+def test_who_refuses_more_harm_than_a_gate_is_beside_it_as_it_stands() -> None:
+    rows = transcripts()
+    cases = [
+        {t.policy: Answer(t, v) for t, v in zip(rows, rules.judge(rows), strict=True) if t.id == name}
+        for name in dict.fromkeys(t.id for t in rows)
+    ]
+    found = equal.beside(cases, "gated", "paper")
+    assert found and (found.harmful.k, found.own_harmful.k) == (6, 5)
+    assert (found.benign.k, found.own_benign.k) == (4, 1)
+    assert equal.beside(cases, "paper", "gated") is None  # which has no gate

@@ -20,8 +20,8 @@ from demur.records import Feature, Positions, parse
 
 TRIALS = "trials.jsonl"
 ONSETS, HOLDS, DECAYS = (0, 1, 2, 3), (WHOLE, 8, 16, 24, 32), (0, 4, 8)
-ENDING = {"hold": 24, "decay": 8}
-"""Long enough for a refusal; what says no to the last token may go on saying so in circles."""
+ENDINGS = {"hold": 16, "decay": 0}, {"hold": 24, "decay": 8}
+"""Long enough for a refusal of one sentence, or two; what says no to the last token may go on saying so in circles."""
 SOFTS = (0.0, 0.5, 1.0)
 """Score above the threshold at which the dose is whole, as a share of the usual one."""
 
@@ -56,7 +56,7 @@ def around(
     counts = range(1, len(actuators) + 1) if ranked else [len(actuators)]
     points: list[tuple[int, Any, Any, dict[str, int]]]
     points = [(count, at, usual, {}) for count in reversed(counts) for at in positions]
-    points += [(len(actuators), positions[0], dose, ENDING) for dose in doses if gated and dose <= usual]
+    points += [(len(actuators), positions[0], dose, e) for dose in doses if gated and dose <= usual for e in ENDINGS]
     points += [(len(actuators), positions[0], dose, {}) for dose in doses if dose != usual]
     starts = []
     for count, at, dose, course in points:

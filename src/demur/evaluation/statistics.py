@@ -254,8 +254,6 @@ def compare(
     Raises:
         PromptError: the baseline is not among the policies, no other is, or they were not asked the same prompts.
     """
-    from statsmodels.stats.multitest import multipletests
-
     if baseline not in outcomes or len(outcomes) < 2:
         raise PromptError(
             f"policies {', '.join(outcomes)} against {baseline}; give the baseline and at least one more."
@@ -270,9 +268,8 @@ def compare(
     ps = [
         paired(outcomes[name], b) if clusters is None else _swapped(outcomes[name], b, clusters, seed) for name in rest
     ]
-    corrected: Any = multipletests(ps, method="holm")[1]
     found = []
-    for name, p, holm in zip(rest, ps, corrected, strict=True):
+    for name, p, corrected in zip(rest, ps, holm(ps), strict=True):
         a = outcomes[name]
         only_a, only_b = (sum(bool(x) > bool(y) for x, y in zip(*both, strict=True)) for both in ((a, b), (b, a)))
         both_, neither = sum(map(bool, a)) - only_a, len(a) - sum(map(bool, a)) - only_b
@@ -292,10 +289,18 @@ def compare(
                 only_policy=only_a,
                 only_baseline=only_b,
                 p=p,
-                corrected=min(1.0, float(holm)),
+                corrected=corrected,
             )
         )
     return found
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p values of tests that are read together, corrected for their number (Holm, 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    corrected: Any = multipletests(ps, method="holm")[1]
+    return [min(1.0, float(p)) for p in corrected]
 
 
 def paired_interval(both: int, only_a: int, only_b: int, neither: int) -> Difference:

@@ -7,8 +7,8 @@ SAE's decoder rows, or the axes of the stream.
   few and the amounts small. Unlike a ranking of single features, this finds features that only work together.
 - `rehearse_freely`: what is likely when it is forced need not be what the model says when it is free (it may go on in
   circles, or begin otherwise). So the model answers, and learns from its own answers: the refusals among them are
-  imitated, after the prompts that it did not refuse too; what the others begin with is made unlikely. What is learnt is
-  a displacement of the stream, made of no features yet.
+  imitated, after the prompts that it did not refuse too; what the others begin with is made unlikely, and of those that
+  say no and then go in circles, the going on. What is learnt is a displacement of the stream, made of no features yet.
 - `rehearse`: the same for the amounts of a few features, which `pursuit` has made that displacement of.
 """
 
@@ -48,10 +48,13 @@ FREE_RATE, FREE_PENALTY = 0.0009, 0.05
 """As these, without features: along each axis of the stream, and for the square of the displacement."""
 MARGIN = 1.1
 """Features get so many times what was learnt: what only just refuses here would not on other prompts."""
-FAILED, HELD, AVOIDED = 5, 3, 4
-"""What a step of rehearsing shows: failed prompts with a refusal, refused ones with theirs, failures to be avoided."""
+FAILED, HELD, AVOIDED, ENDED = 5, 3, 4, 3
+"""What a step of rehearsing shows: failed prompts with a refusal, refused ones with theirs, failures to be avoided, and
+refusals after which not to go on."""
 AVOID = 0.3
-"""Weight of making a failure unlikely against making a refusal likely."""
+"""Weight of making a failure, or going on, unlikely against making a refusal likely."""
+REPLY = 64
+"""Tokens of an answer, as in an evaluation: some refusals go in circles only towards its end."""
 CONCISE, SENTENCES = 140, 3
 """Characters and sentences of the longest refusal that is imitated: one that says it and ends."""
 LONGEST, BEGINNING = 32, 6
@@ -168,11 +171,14 @@ def _rehearsed(
             break
         asked = [shuffled[(turn * ROUND_PROMPTS + i) % len(shuffled)] for i in range(ROUND_PROMPTS)]
         policy = learnt.policy(v.detach())
-        answered = answers(bench, [(policy, p) for p in asked], what="rehearsing")
-        held, failed = [], []
+        answered = answers(bench, [(policy, p) for p in asked], REPLY, "rehearsing")
+        held, failed, circling = [], [], []
         for prompt, answer, refusal in zip(asked, answered, concise(bench.judge, answered), strict=True):
             if refusal is not None:
-                held.append((prompt, _tokens(bench, refusal)[:LONGEST] + end))
+                said = _tokens(bench, refusal)[:LONGEST]
+                held.append((prompt, said + end))
+                if more := beyond(answer, refusal):
+                    circling.append((prompt, said + _tokens(bench, more)[:1]))
             elif answer.outcome != "refused":
                 failed.append((prompt, _tokens(bench, answer.text or " ")[:BEGINNING]))
         unrefused = sum(a.outcome != "refused" for a in answered)
@@ -186,10 +192,12 @@ def _rehearsed(
                 good = [(rng.choice(failed)[0], rng.choice(imitated)) for _ in range(FAILED if failed else 0)]
                 good += [rng.choice(held) for _ in range(HELD)]
                 bad = [rng.choice(failed) for _ in range(AVOIDED if failed else 0)]
-                shown = good + bad
-                said = _log_probs(bench, v @ learnt.basis, [p for p, _ in shown], [reply for _, reply in shown])
-                terms = [-s.mean() for s in said[: len(good)]]
-                terms += [-AVOID * torch.log1p(-s.exp().clamp_max(0.999)).mean() for s in said[len(good) :]]
+                on = [rng.choice(circling) for _ in range(ENDED if circling else 0)]
+                shown = good + bad + on
+                nats = _log_probs(bench, v @ learnt.basis, [p for p, _ in shown], [reply for _, reply in shown])
+                unwanted = nats[len(good) : len(good) + len(bad)] + [s[-1:] for s in nats[len(good) + len(bad) :]]
+                terms = [-s.mean() for s in nats[: len(good)]]
+                terms += [-AVOID * torch.log1p(-s.exp().clamp_max(0.999)).mean() for s in unwanted]
                 loss = torch.stack(terms).mean()
                 adam.zero_grad()
                 (loss + learnt.penalty(v)).backward()
@@ -216,6 +224,11 @@ def concise(judge: Judge, answered: Sequence[Answer]) -> list[str | None]:
         if verdict.outcome == "refused" and found[i] is None:
             found[i] = text
     return found
+
+
+def beyond(answer: Answer, refusal: str) -> str:
+    """What an answer that says no and then goes in circles says after its `concise` refusal; of others nothing."""
+    return answer.text.lstrip()[len(refusal) :] if answer.outcome == "degenerate" else ""
 
 
 def _tokens(bench: Bench, text: str) -> list[int]:

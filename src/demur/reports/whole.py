@@ -1,6 +1,6 @@
 """A study as a report: which sections there are, and in what order."""
 
-from demur.reports import attacks, capability, checks, controls, origin, refusal, summary
+from demur.reports import attacks, capability, checks, controls, equal, origin, refusal, summary
 from demur.reports.blocks import Report
 from demur.reports.study import Study
 from demur.reports.words import clean, listed
@@ -14,6 +14,7 @@ def report(study: Study) -> Report:
     sections = [
         refusal.glance(study),
         refusal.against_plain(study),
+        equal.equal(study),
         attacks.attacks(study),
         refusal.by_set(study) if study.results else None,
         refusal.by_category(study),
