@@ -14,6 +14,7 @@ from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, refusal_log_odds, try_policies
 from demur.features.evidence import evidence
 from demur.features.held_out import pairs
+from demur.features.late import Late, read_late
 from demur.features.meaning import with_meaning
 from demur.features.replies import Replies, beginnings, both_replies, usual_norm
 from demur.features.sensing import FEWEST, STREAMS, Sensed, sense
@@ -82,6 +83,12 @@ def find(
         _check_kept(bench, kept, settings)
         found = {name: getattr(kept, name) for name in KEPT} | {"features": kept.actuators()}
     sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings, folder)
+    late = None
+    if settings.late_replies and settings.method != "paper":
+        asked = [
+            row for label in ("harmful", "benign") for row in spread(train.where(label=label), settings.late_replies)
+        ]
+        late = part(folder, "late", Late, lambda: Late(gate=read_late(bench, asked, settings))).gate
     about: dict[str, Any] = {
         "model": bench.lm.name,
         "model_hash": bench.lm.hash,
@@ -93,6 +100,7 @@ def find(
         "bias": sensed.bias,
         "sensor": sensed.sensor,
         "kinds": sensed.kinds,
+        "continuation": late,
         "held_out": sensed.held_out,
     }
     features = with_evidence(bench, [*found["features"], *sensed.features], settings.seed)

@@ -123,12 +123,17 @@ def read_said(
     pooling: Sequence[str],
     batch: int = 32,
     residual: Sequence[str] = (),
+    late: bool = False,
 ) -> dict[str, Float[Tensor, "replies width"]]:
-    """The same on replies (token ids, at least one each): the tokens from which the words of the reply are written."""
+    """The same on replies (token ids, at least one each): the tokens from which the words of the reply are written.
+
+    With `late`, only those of the reply itself, as a gate on the reply reads: without the prompt's last. Then there have
+    to be two.
+    """
     rows = []
     for conversation, reply in zip(conversations, replies, strict=True):
         ids = tokens_and_roles(lm, conversation)[0]
-        rows.append(((ids + reply)[:-1], [False] * (len(ids) - 1) + [True] * len(reply)))
+        rows.append(((ids + reply)[:-1], [False] * (len(ids) - 1) + [not late] + [True] * (len(reply) - 1)))
     return _pooled(lm, [sae], rows, pooling, batch, residual, "reading replies")[0]
 
 

@@ -80,6 +80,9 @@ class FindSettings(Settings):
     attention: bool = True
     """Also read harm by an attention probe of the stream, which tells harm from its look-alikes better than features do,
     given a thousand training prompts or more."""
+    late_replies: int = Field(default=0, ge=0)
+    """Harmful, and as many benign, training prompts to which the plain model's replies are read, to find what reads harm off
+    a reply as it is written: a second gate, on the reply; 0: none."""
     held_out: bool = False
     """Also fit the sensors, and a dense probe beside them, without two sources at a time, and measure them there."""
     seed: int = 0
