@@ -51,9 +51,7 @@ def test_a_replys_mean_score_on_the_gate_is_that_of_the_model_fitted_to_means():
     talks = [row.conversation for row in rows]
     for talk, said, score in zip(talks, ids, scores, strict=True):
         prompt = tokens_and_roles(made.lm, talk)[0]
-        stream = read(made.lm, [late.sensor.site], torch.tensor([prompt + said[:-1]]))[late.sensor.site][
-            0, len(prompt) :
-        ]
+        stream = read(made.lm, [late.sensor.site], torch.tensor([prompt + said]))[late.sensor.site][0, len(prompt) :]
         means = made.sae.encode(stream)[:, list(late.sensor.features)].mean(0)
         naive = float(means @ means.new_tensor(late.sensor.weights)) + late.sensor.bias
         assert score == pytest.approx(naive, abs=1e-3)  # a trace keeps four digits

@@ -30,7 +30,7 @@ def read_late(bench: Bench, rows: Sequence[Prompt], settings: FindSettings) -> C
     kept = [
         i
         for i, (row, a) in enumerate(zip(rows, found, strict=True))
-        if len(said[i]) > 1 and (row.label == "benign" or a.outcome == "complied")
+        if said[i] and (row.label == "benign" or a.outcome == "complied")
     ]
     harmful = [rows[i].label == "harmful" for i in kept]
     if len(set(harmful)) < 2:

@@ -127,13 +127,13 @@ def read_said(
 ) -> dict[str, Float[Tensor, "replies width"]]:
     """The same on replies (token ids, at least one each): the tokens from which the words of the reply are written.
 
-    With `late`, only those of the reply itself, as a gate on the reply reads: without the prompt's last. Then there have
-    to be two.
+    With `late`, the reply's own tokens, as a gate on the reply reads them: without the prompt's last, with the reply's.
     """
     rows = []
     for conversation, reply in zip(conversations, replies, strict=True):
         ids = tokens_and_roles(lm, conversation)[0]
-        rows.append(((ids + reply)[:-1], [False] * (len(ids) - 1) + [not late] + [True] * (len(reply) - 1)))
+        before = len(ids) if late else len(ids) - 1
+        rows.append(((ids + reply)[: before + len(reply)], [False] * before + [True] * len(reply)))
     return _pooled(lm, [sae], rows, pooling, batch, residual, "reading replies")[0]
 
 
