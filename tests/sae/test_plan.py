@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from demur.activations.harvest import read
 from demur.activations.sample import SampleSettings
 from demur.activations.stream import TOKENS_PER_PASS
+from demur.cli import main
 from demur.data.corpus import Source
 from demur.errors import FileError, ModelError, SettingsError
 from demur.models.gpus import GPUS, Gpu, find_gpu
@@ -283,3 +284,32 @@ def test_configs_that_are_none(tmp_path):
         phi_3(SETTINGS.model_copy(update={"text": ()}))
     with pytest.raises(SettingsError, match="float64"):
         on(phi_3(SETTINGS.model_copy(update={"dtype": "float64"})), find_gpu("H100"))
+
+
+def test_ten_billion_tokens_on_seventy_billion_parameters_are_planned_as_the_config_says(monkeypatch, capsys):
+    """As a user asks for it; the text and the model are not there."""
+    monkeypatch.chdir(PHI_3.parents[1])
+    given = ["train", "-c", "configs/llama-70b.toml", "--dry-run", "--gpu", "MI300X"]
+    found = {}
+    for gpus in (8, 64):
+        monkeypatch.setattr("sys.argv", ["demur", *given, "--gpus", str(gpus), "--json"])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 0
+        found[gpus] = json.loads(capsys.readouterr().out)
+    made = found[64]
+    assert made["shape"]["parameters"] == 70_553_706_496
+    assert (made["trained"], made["held_out"]) == (9_999_000_000, 1_000_000)
+    assert made["steps"] == -(-9_999_000_000 // 65_536)
+    assert made["disk"]["text.safetensors"] == 40_000_000_000
+    assert [t["found"] for t in made["text"]] == [False]
+    few, many = (found[n]["gpus"][0] for n in (8, 64))
+    assert few["fits"] and many["fits"]
+    assert few["seconds"]["reading"] == pytest.approx(8 * many["seconds"]["reading"])
+    block = sum(b["matrices"] for b in shape("l", PHI_3.with_name("llama-70b.json")).model_dump()["blocks"][:41])
+    least = 2 * block * 9_999_000_000 / (64 * find_gpu("MI300X").half * 1e12)
+    assert least < many["seconds"]["reading"] < 6 * least  # 40 % of what the chips could do, attention beside
+    monkeypatch.setattr("sys.argv", ["demur", *given])
+    with pytest.raises(SystemExit):
+        main()
+    assert "main memory: 40.0 GB of token ids in each process" in " ".join(capsys.readouterr().out.split())

@@ -59,7 +59,6 @@ def test_two_processes_learn_what_one_does_from_the_same_batches(tmp_path):
         torch.testing.assert_close(both[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.slow
 def test_more_processes_than_gpus_are_one_clear_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -69,6 +68,7 @@ def test_more_processes_than_gpus_are_one_clear_error(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_a_message_and_it_resumes(tmp_path):
     lm = tiny.lm("llama", torch.float32)
     lm.model.save_pretrained(tmp_path / "model")

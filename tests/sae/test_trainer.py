@@ -43,7 +43,8 @@ class Naive:
         count = Step.apply(pre.detach(), self.w["log_threshold"].exp(), self.settings.bandwidth).sum(1).mean()
         return (count / self.settings.k - 1).pow(2)
 
-    def step(self, x: torch.Tensor) -> None:
+    def step(self, x: torch.Tensor) -> float:
+        """Gives the share of the variance that was left unexplained."""
         w, dead = self.w, self.trainer.counters["silent"].cpu() > self.settings.dead_after
         z = x * self.trainer.counters["scale"].cpu()
         pre = (z - w["b_dec"]) @ w["W_enc"].t() + w["b_enc"]
@@ -64,6 +65,7 @@ class Naive:
         self.adam.step()
         with torch.no_grad():
             w["W_dec"].copy_(torch.nn.functional.normalize(w["W_dec"], dim=1))
+        return float(error.detach().pow(2).sum() / variance)
 
 
 class Step(torch.autograd.Function):
@@ -111,11 +113,13 @@ def test_steps_are_those_of_a_naive_loop(rule, dead, device, monkeypatch):
     for step in range(4):
         if dead:
             trainer.counters["silent"][:dead] = 10**6
-        naive.step(X[64 * step :][:64].repeat(2, 1) + 0.01 * step)
-        trainer.step((X[64 * step :][:64].repeat(2, 1) + 0.01 * step).to(device))
+        batch = X[64 * step :][:64].repeat(2, 1) + 0.01 * step
+        fvu = naive.step(batch)
+        assert float(trainer.step(batch.to(device)).fvu) == pytest.approx(fvu, rel=1e-5)
         for name, weight in trainer.weights.items():
-            close = {"atol": 1e-5, "rtol": 1e-5, "msg": f"{name}, {step}"}
-            torch.testing.assert_close(weight.cpu(), naive.w[name].detach(), **close)
+            close = {"atol": 1e-5, "rtol": 1e-5}
+            torch.testing.assert_close(weight.grad.cpu(), naive.w[name].grad, **close, msg=f"by {name}, {step}")
+            torch.testing.assert_close(weight.cpu(), naive.w[name].detach(), **close, msg=f"{name}, {step}")
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -19,6 +19,7 @@ from demur.activations import stream as streams
 from demur.activations.shards import shards_of
 from demur.data.corpus import Sequences
 from demur.errors import FileError, SAEError, SettingsError, TrainingError
+from demur.files import replacing
 from demur.models.load import wrap
 from demur.sae.checkpoint import CHECKPOINT
 from demur.sae.quality import measure
@@ -47,13 +48,22 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+def leaving(self: replacing, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+    if kind is not Killed:
+        TIDY(self, kind, error, *rest)
+
+
+TIDY = replacing.__exit__
+
+
 def same(a: SAE, b: SAE) -> bool:
     return all(torch.equal(weight, b.weights[name]) for name, weight in a.weights.items())
 
 
 @pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
 def test_thirty_kills_anywhere_leave_the_training_that_was_not_killed(rule, tmp_path, monkeypatch):
-    """A kill comes before, in or after a step, a checkpoint or a shard; no activation is made twice once it is kept."""
+    """A kill comes before, in or after a step, the writing of a checkpoint or shard, or between a shard and its entry, and
+    leaves half a file; no activation is made twice once it is kept."""
     settings = SETTINGS.model_copy(update={"rule": rule, "site": ("0.resid_post", "1.resid_post"), "batch": 32})
     monkeypatch.setattr("demur.activations.stream.TOKENS_PER_PASS", 128)
     monkeypatch.setattr("demur.activations.shards.SHARD_BYTES", 2**17)
@@ -78,7 +88,20 @@ def test_thirty_kills_anywhere_leave_the_training_that_was_not_killed(rule, tmp_
     monkeypatch.setattr("demur.activations.stream.read_rows", counted)
     for module in ("demur.sae.checkpoint", "demur.activations.shards"):
         write = sys.modules[module].save_file
-        monkeypatch.setattr(f"{module}.save_file", lambda *a, write=write, **k: (tick(), write(*a, **k), tick()))
+
+        def cut(tensors, path, write=write):
+            write(tensors, path)
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            tick()
+            path.write_bytes(content)
+            tick()
+
+        monkeypatch.setattr(f"{module}.save_file", cut)
+    note = shards.write_json
+    monkeypatch.setattr("demur.activations.shards.write_json", lambda *a: (tick(), note(*a), tick()))
+    # What is killed tidies nothing up.
+    monkeypatch.setattr("demur.files.replacing.__exit__", leaving)
     (tmp_path / "cut").mkdir()
     while True:
         until = rng.randint(1, 9)
@@ -89,10 +112,10 @@ def test_thirty_kills_anywhere_leave_the_training_that_was_not_killed(rule, tmp_
             left -= 1
     assert left == 0
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
-    shards = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("0*.json")]
-    groups = [group for shard in shards for group in shard["groups"]]
+    entries = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("0*.json")]
+    groups = [group for entry in entries for group in entry["groups"]]
     assert sorted(groups) == list(range(len(groups)))  # each once
-    assert sum(sum(shard["tokens"]) for shard in shards) == int((text().lengths() - 1).sum())
+    assert sum(sum(entry["tokens"]) for entry in entries) == int((text().lengths() - 1).sum())
     # From the shards alone, the model not run at all, it is the same again.
     made.clear()
     (tmp_path / "again").mkdir()
@@ -141,9 +164,12 @@ def test_activations_that_are_not_finite_stop_it_with_the_site(bad, tmp_path, mo
         return found
 
     monkeypatch.setattr("demur.activations.stream.read_rows", broken)
+    monkeypatch.setattr("demur.activations.shards.SHARD_BYTES", 1)  # each group a shard of its own
+    (tmp_path / "run").mkdir()
+    settings = SETTINGS.model_copy(update={"cache": str(tmp_path / "cache")})
     with pytest.raises(TrainingError, match=r"1 of \d+ activations at 1.resid_post are not finite .*--dtype float32"):
-        train(lm(), text(), SETTINGS, tmp_path)
-    assert not list(tmp_path.iterdir())
+        train(lm(), text(), settings, tmp_path / "run")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["index.json"]
 
 
 def full(*_: object, **__: object) -> None:
@@ -158,8 +184,10 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(module, 
         patch.setattr(f"{module}.save_file", full)
         with pytest.raises(FileError, match="no room on the disk for"):
             train(lm(), text(), settings, tmp_path / "run")
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix == ".safetensors" and "0" not in p.name]
-    assert not list(tmp_path.rglob(".*"))
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    # Nothing but what was whole before: shards, each with its entry, where it was the checkpoint that found no room.
+    whole = {f"{name[:6]}.{end}" for name in left for end in ("json", "safetensors") if name[0] == "0"}
+    assert left == {"index.json"} | (whole if "checkpoint" in module else set())
     train(lm(), text(), settings, tmp_path / "run")
 
 

@@ -132,6 +132,16 @@ PAPER = ["--method", "paper", "--candidates", "20", "--run", "runs/phi3/find-pap
 
 
 @pytest.mark.slow
+def test_the_papers_sae_is_trained_as_its_config_says(demur):
+    """Layer 6, 24,576 features, k = 32: only the text is another, and so little that batches are smaller."""
+    card = demur("train", *TEXT, *SAMPLED, "--batch", "128")
+    sae = SAE.load("runs/phi3/sae/sae")
+    assert (sae.config.site, sae.config.d_sae, sae.config.k, sae.config.rule) == ("6.resid_post", 24_576, 32, "topk")
+    assert sae.W_dec.shape == (24_576, 64)
+    assert card["quality"]["l0"] <= 32 and card["quality"]["fvu"] < 0.7
+
+
+@pytest.mark.slow
 def test_the_line_passes_on_a_tiny_phi_3_and_steers_it(demur, tmp_path):
     plan = demur("train", *TEXT, *SAMPLED, *SAE_SIZE, "--dry-run", "--gpu", "L4")
     assert not (tmp_path / "runs").exists()

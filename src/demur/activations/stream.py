@@ -112,11 +112,8 @@ class ActivationStream:
         return (activations.norm(dim=2) <= self.norm_limits).all(dim=1)
 
     def _read(self, number: int, group: list[int]) -> Tensor:
-        found = self.shards.get(number) if self.shards is not None else None
-        if found is None:
-            found = read_rows(self.lm, self.sites, [self.text[i] for i in group])
-            if self.shards is not None:
-                self.shards.add(number, found)
+        kept = self.shards.get(number) if self.shards is not None else None
+        found = read_rows(self.lm, self.sites, [self.text[i] for i in group]) if kept is None else kept
         found = found.to(self.lm.device)
         norms = found.norm(dim=2)
         if not torch.isfinite(norms).all():
@@ -126,6 +123,8 @@ class ActivationStream:
                 f"{int(wrong.any(1).sum())} of {len(found)} activations at {site} are not finite in {self.lm.name}; "
                 "load the model with --dtype float32 or bfloat16, or read at another --site."
             )
+        if self.shards is not None and kept is None:
+            self.shards.add(number, found)
         return found[(norms <= self.norm_limits).all(dim=1)]
 
 

@@ -84,7 +84,7 @@ class Sequences:
         self.tokens, self.offsets = tokens, offsets
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> "Sequences":
+    def of(cls, rows: Sequence[Sequence[int] | np.ndarray]) -> "Sequences":
         """Sequences from lists of token ids."""
         tokens = np.concatenate([np.asarray(r, dtype=np.int32) for r in rows])
         return cls(tokens, np.concatenate([[0], np.cumsum([len(r) for r in rows])]))
@@ -120,7 +120,7 @@ def drawn(source: Source, seed: int) -> list[str | list[dict[str, str]]]:
     return pool
 
 
-def take(tokenizer: Any, source: Source, length: int, seed: int, last: bool = False) -> list[list[int]]:
+def take(tokenizer: Any, source: Source, length: int, seed: int, last: bool = False) -> list[np.ndarray]:
     """Sequences of at most `length` tokens from documents of one source in random order, up to its budget.
 
     With `last`, from the end of that order: what training with the same seed has not come to, if it left anything.
@@ -131,14 +131,14 @@ def take(tokenizer: Any, source: Source, length: int, seed: int, last: bool = Fa
     path, pool = locate(source.path), drawn(source, seed)
     if last:
         pool.reverse()
-    rows: list[list[int]] = []
+    rows: list[np.ndarray] = []  # of 4 bytes a token; a list of numbers takes ten times that
     left = source.tokens
     for document in pool:
         ids = tokenise(tokenizer, document)
         for start in range(0, len(ids), length):
             row = ids[start : start + length][:left]
             if len(row) > 1:
-                rows.append(row)
+                rows.append(np.asarray(row, dtype=np.int32))
                 left -= len(row)
         if left <= 1:
             return rows

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -40,7 +41,9 @@ def gather_text(
         raise SettingsError("no text to train on; name files under `text`, or `sampled` prompts, in the config.")
     kept, tokenizer = folder / TEXT, tokenizer_hash(lm.tokenizer)
     if ranks.first and not kept.is_file():
-        rows = [row for source in settings.text for row in take(lm.tokenizer, source, settings.length, settings.seed)]
+        rows: list[Sequence[int] | np.ndarray] = []
+        for source in settings.text:
+            rows += take(lm.tokenizer, source, settings.length, settings.seed)
         if settings.sampled is not None:
             rows += sample(lm, settings.sampled, settings.length, settings.seed)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()

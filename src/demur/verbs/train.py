@@ -148,6 +148,8 @@ def described(made: Plan) -> str:
         f"({sum(b.parameters for b in run):,} parameters) are run for it",
         f"tokens: at most {made.trained:,} to learn from in {made.steps:,} steps, {made.held_out:,} held out to measure",
         f"disk: {disk}",
+        f"main memory: {_bytes(made.disk['text.safetensors'])} of token ids in each process beside the model; some three "
+        "times that in the first, while it tokenises the text",
     ]
     return "\n".join(lines)
 
