@@ -7,12 +7,22 @@ from pathlib import Path
 import pytest
 
 from demur.files import write_json
-from demur.records import Evidence, Feature, FeatureSet, Verdict, evenly
-from demur.reports.examples import NEAR, choose, folds, hides, raised_words, sides, what_fired
-from demur.reports.page import GLYPHS
+from demur.records import Evidence, Feature, FeatureSet, Fired, Verdict, evenly
+from demur.reports.examples import (
+    NEAR,
+    choose,
+    folds,
+    hides,
+    raised_words,
+    sides,
+    what_fired,
+    what_the_gate_thought,
+)
+from demur.reports.page import GLYPHS, write_report
 from demur.reports.plots import SHAPES
 from demur.reports.study import Answer, Study, read_study
 from demur.reports.summary import headline
+from demur.steering.policies import find_policy, known_features
 from tests.reports.small import transcripts, write_run
 
 
@@ -73,6 +83,25 @@ def test_what_fired_with_the_words_of_known_features(run: Path, tmp_path: Path) 
     write_json(tmp_path / "features.json", known)
     words = raised_words(read_study(tmp_path))["gated"]
     assert what_fired(t, words)[0] == "actuators: 7 “unable sorry cannot” = 12.5"
+
+
+def test_features_of_shipped_policies_are_named_and_what_the_gate_thought_is_told(tmp_path: Path) -> None:
+    policy = find_policy("gated:strict")
+    sensor = next(f for f in known_features(policy).values() if f.role == "sensor" and f.name)
+    fired = (Fired(feature=sensor.id, role="sensor", value=2.5, site="14.resid_post", position=3, token=" knife"),)
+    how = {"policy": "gated:strict", "policy_hash": policy.hash, "gate": 1.25, "open": True, "hazard": "violent_crimes"}
+    rows = transcripts(["gated"], **how, fired=fired, late=4, last_turn=True)
+    rows += [t.model_copy(update={"policy": "gated:nothing"}) for t in rows]
+    write_run(tmp_path, rows)
+    study = read_study(tmp_path)
+    words = raised_words(study)
+    assert list(words) == ["gated:strict"]
+    assert what_fired(rows[0], words["gated:strict"]) == [f"sensors: {sensor.id} “{sensor.name}” = 2.5 on “knife”"]
+    told = "gate 1.25, open, most like violent crimes, read off the last turn by itself, opened on the reply, at its token 5"
+    assert what_the_gate_thought(rows[0]) == told
+    assert what_the_gate_thought(rows[0].model_copy(update={"gate": None})) == ""
+    write_report(tmp_path)
+    assert told in (tmp_path / "report.html").read_text()
 
 
 def test_many_policies_have_one_sentence_and_names_apart(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Which replies the page shows, chosen by a rule and never by hand, failures among them."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from demur.records import FeatureSet, Fired, Transcript, evenly
+from demur.errors import PolicyError
+from demur.records import Feature, FeatureSet, Fired, Transcript, evenly
 from demur.reports.study import PLAIN, Answer, Case, Study, first
 from demur.reports.words import clean, readable
-from demur.steering.policies import find_policy, names, shipped
+from demur.steering.policies import find_policy, known_features, names
 
 FEATURES = "features.json"
 SHOWN = 6
@@ -129,25 +132,40 @@ def what_fired(t: Transcript, words: dict[int, str]) -> list[str]:
 
 def _named(fired: Fired, words: dict[int, str]) -> str:
     meaning = f" “{words[fired.feature]}”" if words.get(fired.feature) else ""
-    return f"{fired.feature}{meaning} = {fired.value:.3g}"
+    where = f" on “{fired.token.strip()}”" if fired.token.strip() else ""
+    return f"{fired.feature}{meaning} = {fired.value:.3g}{where}"
+
+
+def what_the_gate_thought(t: Transcript) -> str:
+    """The gate's score and what came of it; empty where the policy has none."""
+    if t.gate is None:
+        return ""
+    parts = [f"gate {t.gate:.2f}", "open" if t.open else "shut"]
+    parts += [f"most like {readable(t.hazard)}"] if t.open and t.hazard else []
+    parts += ["read off the last turn by itself"] if t.last_turn else []
+    parts += [f"opened on the reply, at its token {t.late + 1}"] if t.late is not None else []
+    parts += [f"at {t.dose:.2f} of the dose"] if t.open and t.dose != 1 else []
+    return ", ".join(parts)
 
 
 def raised_words(study: Study) -> Words:
-    """The first words that each feature raises, by policy: from the run's `features.json`, else of shipped policies."""
+    """What each feature means, by policy: from the run's `features.json`, else of shipped policies."""
     mine = study.folder / FEATURES
     if mine.is_file():
-        return dict.fromkeys(study.policies, _first_words(FeatureSet.load(mine)))
-    ours = shipped() / FEATURES
-    known = [p for p in study.policies if p in names() and find_policy(p).hash == study.hashes[p]]
-    if not known or not ours.is_file():
-        return {}
-    return dict.fromkeys(known, _first_words(FeatureSet.load(ours)))
+        return dict.fromkeys(study.policies, _in_words(FeatureSet.load(mine).features))
+    found = {}
+    for name in study.policies:
+        # Of another level or dose it is the same features; of another hash another policy of that name.
+        with suppress(PolicyError):  # another policy's name, of the same form
+            if re.split("[:@]", name)[0] in names() and (policy := find_policy(name)).hash == study.hashes[name]:
+                found[name] = _in_words(known_features(policy).values())
+    return {name: words for name, words in found.items() if words}
 
 
-def _first_words(found: FeatureSet) -> dict[int, str]:
+def _in_words(features: Iterable[Feature]) -> dict[int, str]:
     # A name says more than words; features found before they had one have words only.
     return {
         f.id: f.name or " ".join(w.strip() for w in f.evidence.raised[:3])
-        for f in found.features
+        for f in features
         if f.name or f.evidence.raised
     }

@@ -74,10 +74,14 @@ def policy_files(name: str) -> list[Path]:
     return [] if plain == "none" else found
 
 
-def known_features(policy: Policy) -> dict[tuple[str, int], Feature]:
-    """The shipped features by site and id, for explaining a policy made on the shipped SAE; none for another."""
+def known_features(policy: Policy, files: Sequence[Path] = ()) -> dict[tuple[str, int], Feature]:
+    """Features by site and id, for explaining a policy: those of the files, and the shipped ones, that are of its SAEs.
+
+    Raises:
+        FileError: a file that is no `features.json`.
+    """
     found: dict[tuple[str, int], Feature] = {}
-    for path in sorted(shipped().glob("features-*.json")):
+    for path in [*sorted(shipped().glob("features-*.json")), *files]:
         features = FeatureSet.load(path)
         if features.sae_hash in policy.saes.values():
             found |= {(features.site, f.id): f for f in features.features}

@@ -16,6 +16,7 @@ from demur.models.load import LanguageModel, ModelSettings, load
 from demur.progress import console, say
 from demur.records import Message, Policy
 from demur.sae.sae import SAE
+from demur.steering.explain import Known
 from demur.steering.explain import explain as explained
 from demur.steering.generate import Reply, generate
 from demur.steering.policies import NONE, find_policy, known_features, load_saes
@@ -40,6 +41,7 @@ def chat_verb(
     explain: bool = False,
     compare: bool = False,
     sae: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006 - never changed
+    features: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
     model: Annotated[ModelSettings, Parameter(name="*")] = DEFAULT_MODEL,
     settings: Annotated[ChatSettings, Parameter(name="*")] = DEFAULTS,
     json: bool = False,
@@ -63,12 +65,14 @@ def chat_verb(
         Show the plain model's answer beside it.
     sae
         Folder of an SAE that the policy needs, where it is not the shipped one.
+    features
+        A `features.json` whose names and evidence explain the answers, where the policy is not a shipped one.
     json
         Print one JSON object per answer, and nothing else.
     """
     steered = find_policy(policy)
     lm = load(model)
-    saes = load_saes(lm, [steered], sae)
+    saes, known = load_saes(lm, [steered], sae), known_features(steered, features)
     history: list[Message] = []
     for text in [prompt] if prompt is not None else _lines():
         if text == "/new":
@@ -76,7 +80,7 @@ def chat_verb(
             continue
         history.append(Message(role="user", content=text))
         replies = _answer(lm, saes, history, [steered, NONE] if compare else [steered], settings)
-        _print(steered, replies, explain, json)
+        _print(steered, replies, known if explain else None, json)
         history.append(Message(role="assistant", content=replies[0].text))
 
 
@@ -101,8 +105,8 @@ def _answer(
     return [found[i] for i in range(len(policies))]
 
 
-def _print(policy: Policy, replies: list[Reply], why: bool, json: bool) -> None:
-    lines = explained(policy, replies[0], known_features(policy)) if why else []
+def _print(policy: Policy, replies: list[Reply], known: Known | None, json: bool) -> None:
+    lines = [] if known is None else explained(policy, replies[0], known)
     body = {"policy": policy.name, "reply": replies[0].text, "open": replies[0].steering["open"]}
     body |= {"gate": replies[0].steering["gate"], "edited": replies[0].steering["edited"], "explanation": lines}
     if len(replies) > 1:
