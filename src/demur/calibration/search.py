@@ -68,6 +68,11 @@ def around(
     return Search(space, starts)
 
 
+def most_starts(settings: CalibrationSettings) -> int:
+    """Starting points that there are at most for features that were found together; more trials take Optuna."""
+    return len(settings.positions) + len(settings.doses) * (1 + len(ENDINGS))
+
+
 def search(ground: Ground, plan: Search, settings: CalibrationSettings, folder: Path | None) -> list[Trial]:
     """Tries ways to act until there are enough or the time is up; goes on from what the folder has.
 
@@ -78,7 +83,7 @@ def search(ground: Ground, plan: Search, settings: CalibrationSettings, folder: 
     trials, seconds = _kept(path) if path else ([], 0.0)
     most = settings.trials
     if most > len(plan.starts):
-        _optuna()  # said now, not after the first batches
+        need_optuna()  # said now, not after the first batches
     while len(trials) < most and not (trials and settings.minutes and seconds >= 60 * settings.minutes):
         begun, count = monotonic(), min(settings.together, most - len(trials))
         ways = [dict(w) for w in plan.starts[len(trials) : len(trials) + count]]
@@ -98,7 +103,7 @@ def propose(space: Space, trials: Sequence[Trial], count: int, seed: int) -> lis
     """The next ways to try; depends on the trials so far and the seed alone."""
     if count <= 0:
         return []
-    optuna = _optuna()
+    optuna = need_optuna()
     distributions: dict[str, Any] = {}
     for name, options in space.items():
         if isinstance(options, Range):
@@ -128,7 +133,12 @@ def _kept(path: Path) -> tuple[list[Trial], float]:
     return [parse(Trial, row, path, SettingsError) for row in known], seconds
 
 
-def _optuna() -> Any:
+def need_optuna() -> Any:
+    """Optuna, quiet.
+
+    Raises:
+        SettingsError: it is not installed.
+    """
     try:
         import optuna
     except ImportError as error:

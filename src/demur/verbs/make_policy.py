@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from demur import runs
 from demur.activations.sample import SampleSettings
+from demur.calibration.search import most_starts, need_optuna
 from demur.calibration.settings import CALIBRATED, CalibrationSettings
 from demur.config import locate
 from demur.data.corpus import Source, documents, refused_conversations, tokenise
@@ -163,6 +164,12 @@ def make_policy_verb(
         raise SettingsError(
             "find.method paper finds no sensors, and a policy made here has a gate; give effect or contrast."
         )
+    if sae is not None and site is not None:
+        raise SettingsError(
+            f"--site {site} says where to train an SAE, and --sae {sae} is trained; give one of the two."
+        )
+    if find.method == "effect" and calibrate.trials > most_starts(calibrate):
+        need_optuna()  # said now, not after hours of training
     if sae is None:
         own = train.site if "site" in train.model_fields_set else (_middle(model),)
         if len(own) > 1:
