@@ -42,7 +42,7 @@ class PardonSettings(Settings):
 
     reach: float = Field(default=0.3, gt=0, lt=1)
     """Nearness from which on a prompt is taken for one that was upheld: 1 is that prompt, 0 an average one."""
-    harm_budget: float = Field(default=0.005, gt=0, lt=1)
+    harm_budget: float = Field(default=0.01, gt=0, lt=1)
     """Share of harmful validation prompts that may lie within reach of any; where more do, the reach is shortened."""
     shrink: float = Field(default=1.0, gt=0)
     """Added to the covariance, as a share of its mean variance."""
