@@ -167,7 +167,7 @@ def test_the_line_passes_on_a_tiny_phi_3_and_steers_it(demur, tmp_path):
         features = FeatureSet.load(f"runs/phi3/{run}/features.json")
         assert features.method == method
         assert features.sae_hash == sae.hash
-        assert max(sae.W_dec[f.id, REFUSAL] for f in features.actuators()) > 0.9
+        assert max(sae.W_dec[f.id, REFUSAL] for f in features.actuators()) > 0.8
     refused = {(r["policy"], r["label"]): r["refused"]["rate"] for r in results}
     assert 0.2 < refused["none", "harmful"] < 0.8
     assert refused["none", "benign"] == 0

@@ -43,8 +43,8 @@ def test_nothing_that_is_edited_is_touched():
     sae = saes["1.resid_post"]
     delta = bounded(torch.randn(2, 3, lm.d_model), basis, torch.full((2, 3), 0.5))
     assert (delta.norm(dim=-1) <= 0.5 + 1e-6).all()
-    assert (delta @ sae.W_dec[[3, 7]].t().float()).abs().max() < 1e-6
-    assert (delta @ sae.W_enc[:, [3, 7]].float()).abs().max() < 1e-6
+    assert (delta @ sae.W_dec[[3, 7]].t().float()).abs().max() < 5e-6
+    assert (delta @ sae.W_enc[:, [3, 7]].float()).abs().max() < 5e-6
     # W_enc is W_dec transposed in this SAE: two directions, not four.
     assert basis.shape == (lm.d_model, 2)
     dense = tiny.dense_policy(Push(vector="v", operation="add"), Push(vector="m", operation="map"))
