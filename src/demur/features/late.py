@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 from demur.features.effect import Bench, answers
+from demur.features.optimise import REPLY
 from demur.features.reading import read_said
 from demur.features.sensors import fit
 from demur.features.settings import FindSettings
 from demur.records import Continuation, FeatureSensor, Prompt, Record
 from demur.steering.policies import NONE
-
-REPLY = 64
-"""Longest reply that is read, in tokens."""
 
 
 class Late(Record):
@@ -30,7 +28,8 @@ def read_late(bench: Bench, rows: Sequence[Prompt], settings: FindSettings) -> C
     kept = [
         i
         for i, (row, a) in enumerate(zip(rows, found, strict=True))
-        if said[i] and (row.label == "benign" or a.outcome == "complied")
+        # Broken text is of neither sort: with it on one side alone, that is what would be told apart.
+        if said[i] and a.outcome != "degenerate" and (row.label == "benign" or a.outcome == "complied")
     ]
     harmful = [rows[i].label == "harmful" for i in kept]
     if len(set(harmful)) < 2:
