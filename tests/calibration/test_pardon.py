@@ -6,7 +6,7 @@ import torch
 
 from demur.calibration.pardon import NAME, PREFIX, PardonSettings, discriminants, pardon, pardons, unpardoned
 from demur.errors import PolicyError
-from demur.records import Message, Policy, Prompt, PromptSet
+from demur.records import Level, Message, Policy, Prompt, PromptSet
 from demur.steering.generate import decide
 from tests import tiny
 
@@ -56,6 +56,32 @@ def test_with_too_little_harm_for_the_budget_none_of_it_is_in_reach(world):
     near = prompts([f"{harm.rows[0].prompt} please"], "benign", "appeal")
     made = pardon(tiny.lm(), tiny.saes(), policy, near, known, few, SETTINGS)
     assert all(opened(made, [r.prompt for r in few.rows]))
+
+
+def test_only_harm_that_some_level_refuses_shortens_the_reach(world):
+    policy, known, harm, _ = world
+    lm, saes = tiny.lm(), tiny.saes()
+    scores = [seen["gate"] for seen in decide(lm, saes, [r.conversation for r in harm.rows], policy)]
+    middle = float(np.median(scores))
+    # What is appealed against is near a harmful prompt at which the gate stays shut.
+    shut = harm.rows[int(np.argmin(scores))]
+    near = prompts([f"{shut.prompt} please"], "benign", "appeal")
+
+    def reach(levels: dict) -> float:
+        gate = policy.gate.model_copy(update={"threshold": middle})
+        made = pardon(lm, saes, policy.model_copy(update={"gate": gate, "levels": levels}), near, known, harm, SETTINGS)
+        return made.receipt["pardon"]["reach"]
+
+    alone, strict = reach({}), reach({"strict": Level(threshold=min(scores) - 1)})
+    off = reach({"off": Level(threshold=np.inf)})
+    assert alone == off < strict, "at the strict level the nearest one is refused, and is to stay so"
+
+
+def test_where_the_gate_opens_on_no_harm_the_reach_is_as_asked_for(world):
+    policy, known, harm, upheld = world
+    gate = policy.gate.model_copy(update={"threshold": 99.0})
+    made = pardon(tiny.lm(), tiny.saes(), policy.model_copy(update={"gate": gate}), upheld, known, harm, SETTINGS)
+    assert made.receipt["pardon"]["reach"] == SETTINGS.reach
 
 
 def test_scores_of_what_is_not_pardoned_are_the_same_so_levels_hold(world):

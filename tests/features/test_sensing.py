@@ -2,18 +2,21 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from demur.features import sensing
 from demur.features.attention import fit_attention
 from demur.features.effect import Bench
 from demur.features.reading import Streams, read_prompts, read_streams
-from demur.features.sensing import pooled_features, read_kinds, sense
-from demur.features.sensors import fit
+from demur.features.sensing import pooled_features, read_kinds, sense, weigh
+from demur.features.sensors import fit, weights_of
 from demur.features.settings import FindSettings
-from demur.records import AttentionSensor, FeatureSet, JoinedSensor, Prompt
+from demur.models.guard import Guard
+from demur.records import AttentionSensor, FeatureSet, GuardModel, GuardSensor, JoinedSensor, Prompt
 from demur.steering.gates import AttentionState, Seen
 from tests import tiny
 
@@ -125,6 +128,59 @@ def test_both_readings_are_summed_and_saved(tmp_path, monkeypatch):
     ).holding(found.arrays)  # fmt: skip
     saved.save(tmp_path / "features.json")
     assert FeatureSet.load(tmp_path / "features.json") == saved
+
+
+@pytest.mark.parametrize("fewest", [60, 61])
+def test_a_guard_is_weighed_beside_what_reads_the_stream(monkeypatch, fewest):
+    monkeypatch.setattr(sensing, "FEWEST", fewest)
+    rows = [
+        Prompt(id=f"{word} {i}", prompt=f"{word} {i}", label=label, source="s")
+        for i in range(30)
+        for word, label in (("Poison the well", "harmful"), ("Water the rose", "benign"))
+    ]
+    how = GuardModel(model="g", unsafe="yes", safe="no")
+    asked: list[str] = []
+
+    def knows(sure: float) -> Guard:
+        class Knows(Guard):
+            def scores(self, conversations):
+                asked.extend(talk[0].content for talk in conversations)
+                return torch.tensor([sure if talk[0].content.startswith("Poison") else -sure for talk in conversations])
+
+        return Knows(tiny.lm("qwen2"), how, (), 0, 1, str)
+
+    found = {}
+    for sure in (2.0, -2.0):
+        monkeypatch.setattr(sensing, "guard_of", lambda _how, _device, sure=sure: knows(sure))
+        found[sure] = sense(Bench(tiny.lm(), tiny.sae()), rows, ["s"] * 60, FindSettings(sensors=4, guard=how))
+    *stream, guard = found[2.0].sensor.of
+    assert [r.kind for r in stream] == (["attention", "features"] if fewest == 60 else ["features"])
+    assert guard == GuardSensor(model="g", unsafe="yes", safe="no", model_hash=tiny.lm("qwen2").hash)
+    assert all(w > 0 for w in found[2.0].sensor.weights)
+    wrong = found[-2.0].sensor
+    assert wrong is None if fewest == 61 else [r.kind for r in wrong.of] == ["attention", "features"]
+    assert 0 < len(set(asked)) < 30, "it is asked of the prompts that are kept apart to weigh by"
+
+
+def test_weights_are_a_logistic_models_without_those_that_would_be_below_nothing():
+    draw = np.random.default_rng(0)
+    y = draw.random(400) < 0.4
+    told = {
+        "probe": torch.tensor(2.0 * y + draw.normal(size=400)),
+        "features": torch.tensor(0.1 * y + draw.normal(size=400)),
+        "guard": torch.tensor(-3.0 * y + draw.normal(size=400)),
+    }
+    weights, bias = weigh(told, y.tolist(), [""] * 400)
+    assert weights["guard"] == 0
+    x = np.stack([told["probe"].numpy(), told["features"].numpy()], axis=1)
+    model = LogisticRegression(C=1.0).fit(x, y, weights_of(y, [""] * 400))
+    assert weights["probe"] == pytest.approx(float(model.coef_[0, 0]))
+    # The features keep their share, and the mean of the sum stays where it was.
+    share = sensing.LEAST * weights["probe"] * x[:, 0].std() / x[:, 1].std()
+    assert weights["features"] == pytest.approx(max(share, float(model.coef_[0, 1])))
+    mean = weights["probe"] * x[:, 0].mean() + weights["features"] * x[:, 1].mean() + bias
+    assert mean == pytest.approx(float(model.coef_[0] @ x.mean(0) + model.intercept_[0]))
+    assert weigh({"probe": -told["probe"], "features": -told["probe"]}, y.tolist(), [""] * 400)[0]["probe"] > 0
 
 
 def test_a_kind_of_harm_is_read_by_the_features_that_tell_it_from_the_others():

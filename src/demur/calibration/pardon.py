@@ -43,7 +43,8 @@ class PardonSettings(Settings):
     reach: float = Field(default=0.3, gt=0, lt=1)
     """Nearness from which on a prompt is taken for one that was upheld: 1 is that prompt, 0 an average one."""
     harm_budget: float = Field(default=0.01, gt=0, lt=1)
-    """Share of harmful validation prompts that may lie within reach of any; where more do, the reach is shortened."""
+    """Share of the harmful validation prompts at which the gate opens, at the strictest of its levels, that may lie within
+    reach of any; where more do, the reach is shortened. (At the others a pardon changes nothing.)"""
     shrink: float = Field(default=1.0, gt=0)
     """Added to the covariance, as a share of its mean variance."""
     known: int = Field(default=700, gt=0)
@@ -81,18 +82,27 @@ def pardon(
     upheld, harm = appeals.where(label="benign").rows, validation.where(label="harmful").rows
     rejected = [row for row in appeals.rows if row.label == "harmful"]
     site = _site(policy)
+    watched = {"upheld": upheld, "rejected": rejected, "harmful": harm}
+    before = _decided(lm, saes, policy, watched)
     rows = [*upheld, *rejected, *known.sample(settings.known).rows, *harm]
     means = read_dense(lm, [site], [row.conversation for row in rows])[site].mean.double()
     ours, refused, usual, bad = means.split(
         [len(upheld), len(rejected), len(rows) - len(upheld) - len(rejected) - len(harm), len(harm)]
     )
     directions, offsets = discriminants(ours, refused, usual, settings)
-    # With too few harmful prompts for this budget, none of them is in reach.
-    line = max(settings.reach, promise((bad @ directions.T + offsets).amax(1).tolist(), settings.harm_budget).threshold)
-    made = _with(policy, policy.gate, site, upheld, directions, offsets - line)
-    return made.model_copy(
-        update={"receipt": policy.receipt | {"pardon": _receipt(lm, saes, policy, made, upheld, rejected, harm, line)}}
+    opens = min(
+        [policy.gate.threshold, *policy.gate.thresholds.values(), *(at.threshold for at in policy.levels.values())]
     )
+    nearness = (bad @ directions.T + offsets).amax(1).tolist()
+    refusable = [near for near, seen in zip(nearness, before["harmful"], strict=True) if seen["gate"] >= opens]
+    # With too few harmful prompts for this budget, none of them is in reach.
+    line = max(settings.reach, promise(refusable, settings.harm_budget).threshold) if refusable else settings.reach
+    made = _with(policy, policy.gate, site, upheld, directions, offsets - line)
+    found: dict[str, Any] = {"reach": line, "upheld": [row.id for row in upheld], "open": {}}
+    for name, after in _decided(lm, saes, made, watched).items():
+        if after:
+            found["open"][name] = {"before": _rate(before[name]), "after": _rate(after)}
+    return made.model_copy(update={"receipt": policy.receipt | {"pardon": found}})
 
 
 def discriminants(
@@ -139,6 +149,10 @@ def _site(policy: Policy) -> str:
     # The first that is edited, as late as a gate may read; of a policy with a fixed reply, the last that its gate reads.
     assert policy.gate is not None
     edited = sorted((i.site for i in policy.interventions), key=lambda site: int(site.split(".")[0]))
+    if not edited and not policy.gate.sites:
+        raise PolicyError(
+            f"policy {policy.name} asks a guard alone, and a pardon reads the model itself; give another."
+        )
     return edited[0] if edited else policy.gate.sites[-1]
 
 
@@ -157,17 +171,16 @@ def _with(
     return policy.model_copy(update={"gate": gate.model_copy(update={"sensor": both})}).holding(held)
 
 
-def _receipt(
-    lm: LanguageModel, saes: Mapping[str, SAE], before: Policy, after: Policy,
-    upheld: Sequence[Prompt], rejected: Sequence[Prompt], harm: Sequence[Prompt], line: float,
-) -> dict[str, Any]:  # fmt: skip
-    found: dict[str, Any] = {"reach": line, "upheld": [row.id for row in upheld]}
-    for name, rows in (("upheld", upheld), ("rejected", rejected), ("harmful", harm)):
-        for when, policy in (("before", before), ("after", after)):
-            opened = sum(seen["open"] for seen in decide(lm, saes, [r.conversation for r in rows], policy.prompt_only))
-            if rows:
-                found.setdefault("open", {}).setdefault(name, {})[when] = Rate.of(opened, len(rows)).model_dump()
-    return found
+def _decided(
+    lm: LanguageModel, saes: Mapping[str, SAE], policy: Policy, watched: Mapping[str, Sequence[Prompt]]
+) -> dict[str, list[dict]]:
+    return {
+        name: decide(lm, saes, [row.conversation for row in rows], policy.prompt_only) for name, rows in watched.items()
+    }
+
+
+def _rate(decided: Sequence[dict]) -> dict[str, Any]:
+    return Rate.of(sum(seen["open"] for seen in decided), len(decided)).model_dump()
 
 
 def pardons(sensor: Reader | JoinedSensor) -> int:

@@ -22,6 +22,7 @@ from demur.features.settings import FindSettings
 from demur.features.signals import fits
 from demur.features.together import find_together
 from demur.models.chat import tokens_and_roles
+from demur.models.guard import guard_of
 from demur.records import Feature, FeatureSet, Positions, Prompt, PromptSet, evenly, evenly_of
 from demur.runs import part
 from demur.steering.policies import NONE
@@ -66,15 +67,23 @@ def find(
     With a run's folder, `effect` goes on from the stages that lie there. The actuators of `kept` are taken as they are.
 
     Raises:
-        PolicyError: what is kept was found on another model or SAE, or by another method.
+        PolicyError: what is kept was found on another model or SAE, or by another method; a guard that cannot be asked.
         PromptError: a set without harmful or without benign prompts, or without two sources of each to leave out.
-        SettingsError: sensors are to be measured, and the method finds none.
+        ModelError: the guard that is named cannot be loaded.
+        SettingsError: sensors are to be measured, or a guard weighed with them, and the method finds none.
         SAEError: no feature, nor any set of them, makes the model refuse (effect).
     """
     if settings.held_out:
         if settings.method == "paper":
             raise SettingsError("--held-out measures sensors, and the method paper finds none; give another --method.")
         pairs([(row.label == "harmful", row.source or train.name) for row in train.rows])
+    if settings.guard is not None:
+        if settings.method == "paper":
+            raise SettingsError(
+                "a guard is weighed with sensors, and the method paper finds none; give another --method."
+            )
+        # One that cannot be asked is found out before the work, not behind it.
+        guard_of(settings.guard, bench.lm.device)
     if settings.wrapped and len(train.rows) >= FEWEST:
         train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
     if kept is None:

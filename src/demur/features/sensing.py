@@ -2,12 +2,12 @@
 
 Two readings of one site are made and summed: a logistic model of a few named features, and an attention probe of the
 stream, which is not made of features. The first says in words what it saw; the second tells a harmful request from one
-that only looks like it, where the first is at a loss.
+that only looks like it, where the first is at a loss. A guard model's answer is a third, where one is named.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,16 +28,21 @@ from demur.features.held_out import beside_a_probe, held_out
 from demur.features.reading import Streams, read_streams
 from demur.features.sensors import RARE, fit, weights_of
 from demur.features.settings import FindSettings
-from demur.progress import bar
+from demur.models.chat import tokens_and_roles
+from demur.models.guard import Guard, conversation_of, guard_of
+from demur.models.load import LanguageModel
+from demur.progress import bar, say
 from demur.records import (
     AttentionSensor,
     Feature,
     FeatureSensor,
+    GuardSensor,
     HeldOut,
     JoinedSensor,
     Kind,
     Pooling,
     Prompt,
+    Reader,
     Sensor,
 )
 
@@ -47,7 +52,7 @@ STREAMS = "streams.safetensors"
 VECTOR = "attention"
 """Name of the probe's arrays in the file of vectors."""
 APART = 10
-"""One family of prompts in so many is kept apart, to weigh the two readings by."""
+"""One family of prompts in so many is kept apart, to weigh the readings by."""
 LEAST = 0.15
 """Least spread of what the features add to a score, relative to that of what the probe adds: they name what was read, and
 on validation prompts of other sources the sum tells harm better with them (decision 14)."""
@@ -108,17 +113,29 @@ def sense(
             by_attention = partial(_attention_on, streams, seed)
             found += (held_out("attention probe", by_attention, numbers, *told, seed),)
     kinds = read_kinds(bench.sae.config.site, pooled, rows, pooling)
-    if not attention:
+    guard = guard_of(settings.guard, bench.lm.device) if settings.guard else None
+    if not attention and guard is None:
         return Sensed(features, reading.bias, kinds=kinds, held_out=found)
-    shares, bias = _weighed(streams, pooled, rows, harmful, groups, count, seed)
-    probe = fit_attention(streams, harmful, groups, range(len(rows)), seed=seed)
     site = bench.sae.config.site
-    by_features = FeatureSensor(
+    of: dict[str, Reader] = {}
+    arrays: dict[str, Any] = {}
+    if attention:
+        probe = fit_attention(streams, harmful, groups, range(len(rows)), seed=seed)
+        of["probe"] = AttentionSensor(site=site, vector=VECTOR, bias=probe.bias)
+        arrays = {f"{VECTOR}.{name}": array for name, array in probe.arrays().items()}
+    of["features"] = FeatureSensor(
         site=site, features=tuple(reading.features), weights=tuple(reading.weights), bias=reading.bias, pooling=pooling
     )
-    by_probe = AttentionSensor(site=site, vector=VECTOR, bias=probe.bias)
-    sensor = JoinedSensor(name="harm", rule="sum", of=(by_probe, by_features), weights=shares, bias=bias)
-    arrays = {f"{VECTOR}.{name}": array for name, array in probe.arrays().items()}
+    weights, bias = _weighed(bench.lm, streams, pooled, rows, harmful, groups, count, seed, attention, guard)
+    if guard is not None and weights["guard"] > 0:
+        of["guard"] = GuardSensor(**guard.how.model_dump(), model_hash=guard.lm.hash)
+    elif guard is not None:
+        say(f"the guard {guard.how.model} adds nothing to what is read of the model itself, and is left out.")
+    if len(of) == 1:
+        return Sensed(features, reading.bias, kinds=kinds, held_out=found)
+    sensor = JoinedSensor(
+        name="harm", rule="sum", of=tuple(of.values()), weights=tuple(weights[name] for name in of), bias=bias
+    )
     return Sensed(features, reading.bias, sensor, kinds, arrays, found)
 
 
@@ -185,6 +202,7 @@ def pooled_features(bench: Bench, streams: Streams, pooling: Pooling) -> Float[T
 
 
 def _weighed(
+    lm: LanguageModel,
     streams: Streams,
     pooled: Tensor,
     rows: Sequence[Prompt],
@@ -192,23 +210,57 @@ def _weighed(
     groups: Sequence[str],
     count: int,
     seed: int,
-) -> tuple[tuple[float, float], float]:
-    # How much each of the two readings counts, on prompts that neither was fitted to; and the bias of their sum. Those are
-    # of the sources that the probe was fitted to, where it needs no help; on others it does.
+    attention: bool,
+    guard: Guard | None,
+) -> tuple[dict[str, float], float]:
+    # How much each reading counts - the probe's, the features', a guard's - on prompts that none was fitted to; and the bias
+    # of their sum.
     apart = [_tenth(row) for row in rows]
     stay, out = ([i for i, away in enumerate(apart) if away is side] for side in (False, True))
+    names = [*(["probe"] if attention else []), "features", *(["guard"] if guard else [])]
     if len({harmful[i] for i in out}) < 2 or len({harmful[i] for i in stay}) < 2:
-        return (1.0, 0.0), 0.0
+        return {name: float(name == names[0]) for name in names}, 0.0
+    told = {}
+    if attention:
+        told["probe"] = fit_attention(streams, harmful, groups, stay, seed=seed).scores(streams, out)
     sparse = fit(pooled[stay], [harmful[i] for i in stay], [groups[i] for i in stay], count)
-    probe = fit_attention(streams, harmful, groups, stay, seed=seed)
-    x = torch.stack([probe.scores(streams, out), sparse.scores(pooled[out])], dim=1).numpy()
-    y = np.array([harmful[i] for i in out])
-    model = LogisticRegression(C=1.0).fit(x, y, weights_of(y, [groups[i] for i in out]))
-    by_probe, by_features = (max(0.0, float(w)) for w in model.coef_[0])
-    (_, wide_probe), (middle, wide_features) = ((column.mean(), column.std()) for column in x.T)
-    least = LEAST * by_probe * wide_probe / max(wide_features, 1e-6)
-    more = max(0.0, float(least - by_features))
-    return (by_probe, by_features + more), float(model.intercept_[0] - more * middle)
+    told["features"] = sparse.scores(pooled[out])
+    if guard is not None:
+        # As a gate sees them: the messages that the steered model's tokens are made of.
+        coded = [map(torch.tensor, tokens_and_roles(lm, rows[i].conversation)) for i in out]
+        told["guard"] = guard.scores([conversation_of(lm, *tokens) for tokens in coded])
+    return weigh(told, [harmful[i] for i in out], [groups[i] for i in out])
+
+
+def weigh(
+    told: Mapping[str, Float[Tensor, " prompts"]], harmful: Sequence[bool], groups: Sequence[str]
+) -> tuple[dict[str, float], float]:
+    """Weights, none below 0, and bias of a sum of readings that tells harmful prompts from others.
+
+    The prompts are of the sources that the probe was fitted to, where it needs no help; on others it does. So beside a probe
+    the features keep a share (`LEAST`).
+    """
+    y, each = np.array(harmful), weights_of(np.array(harmful), list(groups))
+    kept = {name: scores.double().numpy() for name, scores in told.items()}
+    while kept:
+        model = LogisticRegression(C=1.0).fit(np.stack(list(kept.values()), axis=1), y, each)
+        found, bias = dict(zip(kept, map(float, model.coef_[0]), strict=True)), float(model.intercept_[0])
+        worst = min(kept, key=lambda name: found[name])
+        if found[worst] >= 0:
+            break
+        del kept[worst]
+    else:
+        found, bias = {next(iter(told)): 1.0}, 0.0
+    weights = dict.fromkeys(told, 0.0) | {name: found[name] for name in kept or found}
+    if "probe" in told:
+        features = told["features"].double().numpy()
+        least = (
+            LEAST * weights["probe"] * float(told["probe"].double().numpy().std()) / max(float(features.std()), 1e-6)
+        )
+        more = max(0.0, least - weights["features"])
+        weights["features"] += more
+        bias -= more * float(features.mean())
+    return weights, bias
 
 
 def _tenth(row: Prompt) -> bool:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from demur.config import Settings
-from demur.records import Pooling
+from demur.records import GuardModel, Pooling
 
 
 class FindSettings(Settings):
@@ -80,6 +80,8 @@ class FindSettings(Settings):
     attention: bool = True
     """Also read harm by an attention probe of the stream, which tells harm from its look-alikes better than features do,
     given a thousand training prompts or more."""
+    guard: GuardModel | None = None
+    """A guard model whose answer is weighed with what is read of the model's own activations."""
     late_replies: int = Field(default=0, ge=0)
     """Harmful, and as many benign, training prompts to which the plain model's replies are read, to find what reads harm off
     a reply as it is written: a second gate, on the reply; 0: none."""

@@ -1,4 +1,4 @@
-"""Sensors: what reads harm off the residual stream, one brick each, and how bricks are joined.
+"""Sensors: what reads harm off the residual stream or asks a guard model, one brick each, and how bricks are joined.
 
 A sensor gives each row a score, in log-odds or in the units that its kind states. A gate compares it with a threshold.
 """
@@ -74,6 +74,41 @@ class CastSensor(Record):
     """-1 where harm lies below the threshold; CAST's comparator."""
 
 
+class GuardModel(Record):
+    """A guard model, and how it is asked whether a conversation is unsafe: how its answer begins is what it says.
+
+    Llama Guards are asked by their chat template. One whose template asks for more than the talk (ShieldGemma's wants a
+    guideline), and any other model, is shown the text `ask`.
+    """
+
+    model: str
+    """A folder, a GGUF file, or a name on the Hugging Face hub."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Precision in which it is held. In bfloat16 scores lie in steps of some 0.1 nats."""
+    ask: str = ""
+    """The text it is shown, with {conversation} in it; by default the conversation in its chat template."""
+    unsafe: str = Field(default="unsafe", min_length=1)
+    """How its answer begins where it finds harm, with the spaces and line ends before it: that of Llama Guard 3 is
+    two line ends and `unsafe`, that of others ` Yes`."""
+    safe: str = Field(default="safe", min_length=1)
+    """How it begins where it finds none."""
+
+    @model_validator(mode="after")
+    def _shows_the_conversation(self) -> Self:
+        if self.ask and "{conversation}" not in self.ask:
+            raise ValueError("`ask` has no {conversation} in it, so the guard would not see what was said")
+        return self
+
+
+class GuardSensor(GuardModel):
+    """What a guard model says of the prompt: `log p(unsafe) − log p(safe)`, in nats."""
+
+    kind: Literal["guard"] = "guard"
+    name: str = "guard"
+    model_hash: str = ""
+    """Of the model with which it was calibrated; empty takes any that lies there."""
+
+
 class JoinedSensor(Record):
     """Sensors joined. sum: `bias + Σ weights[i] · score_i`; any: the highest margin; all: the lowest; not: the margin's
     opposite. A margin is `score_i − thresholds[i]`, so a gate on any, all or not has the threshold 0."""
@@ -100,8 +135,10 @@ class JoinedSensor(Record):
         return self
 
 
-Reader = FeatureSensor | ProbeSensor | AttentionSensor | CastSensor
-"""Sensors that read the stream themselves."""
+StreamReader = FeatureSensor | ProbeSensor | AttentionSensor | CastSensor
+"""Sensors that read the stream, at a site."""
+Reader = StreamReader | GuardSensor
+"""Sensors that read something themselves."""
 Sensor = Annotated[Reader | JoinedSensor, Field(discriminator="kind")]
 JoinedSensor.model_rebuild()
 
@@ -180,6 +217,16 @@ class Gate(Record):
         return tuple(dict.fromkeys((*self.readers, *late)))
 
     @property
+    def stream_readers(self) -> tuple[StreamReader, ...]:
+        """Those of all its readers that read the stream."""
+        return tuple(r for r in self.every_reader if not isinstance(r, GuardSensor))
+
+    @property
+    def guards(self) -> tuple[GuardSensor, ...]:
+        """The guard models that it asks of the prompt."""
+        return tuple(r for r in self.readers if isinstance(r, GuardSensor))
+
+    @property
     def sites(self) -> tuple[str, ...]:
-        """Where it reads, in the model's order."""
-        return tuple(sorted({r.site for r in self.every_reader}, key=lambda site: int(site.split(".")[0])))
+        """Where it reads the stream, in the model's order."""
+        return tuple(sorted({r.site for r in self.stream_readers}, key=lambda site: int(site.split(".")[0])))

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from demur.records import AttentionSensor, CastSensor, FeatureSensor, Gate, Intervention, JoinedSensor, Policy, Reader
+from demur.records import (
+    AttentionSensor,
+    CastSensor,
+    FeatureSensor,
+    Gate,
+    GuardSensor,
+    Intervention,
+    JoinedSensor,
+    Policy,
+    Reader,
+)
 
 WHERE = {
     "reply": "the reply",
@@ -111,6 +121,8 @@ def described(sensor: Reader | JoinedSensor) -> str:
             return " + ".join(f"{w:.2f} × ({part})" for w, part in zip(sensor.weights, parts, strict=True))
         lines = [f"({p} reaching {t:.2f})" for p, t in zip(parts, sensor.thresholds, strict=True)]
         return f"{sensor.rule} of {', '.join(lines)}"
+    if isinstance(sensor, GuardSensor):
+        return f"the nats by which the guard {sensor.model} rather says {sensor.unsafe!r} than {sensor.safe!r}"
     if isinstance(sensor, AttentionSensor):
         return f"an attention probe at {sensor.site}"
     return f"a dense probe at {sensor.site} ({sensor.pooling} over tokens)"

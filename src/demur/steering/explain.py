@@ -7,7 +7,10 @@ from demur.records import Feature, FeatureSensor, Fired, JoinedSensor, Policy, R
 from demur.steering.generate import Reply
 
 MARKS = re.compile(r"<\|\w+\|>(?:(?:system|user|assistant)\b)?")
-NAMELESS = {"probe": "a direction", "attention": "an attention probe", "cast": "a condition on one direction"}
+NAMELESS = {
+    "probe": "a direction", "attention": "an attention probe", "cast": "a condition on one direction",
+    "guard": "a guard model",
+}  # fmt: skip
 """Sensors that read no features, in words."""
 Known = Mapping[tuple[str, int], Feature]
 """Features whose evidence may be quoted, by site and number."""

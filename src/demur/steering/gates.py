@@ -20,12 +20,14 @@ from demur.records import (
     FeatureSensor,
     Fired,
     Gate,
+    GuardSensor,
     JoinedSensor,
     Policy,
     ProbeSensor,
     Reader,
 )
 from demur.sae.sae import SAE
+from demur.steering.guards import GuardState
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class AttentionState:
         return ()
 
 
-ReaderState = FeatureState | ProbeState | AttentionState | CastState
+ReaderState = FeatureState | ProbeState | AttentionState | CastState | GuardState
 
 
 class Late:
@@ -307,7 +309,8 @@ class GateState:
     ) -> None:
         self.gate = gate
         self.prompt_readers = gate.readers
-        self._sites = {r.site for r in self.prompt_readers}
+        self._of_stream = tuple(r for r in self.prompt_readers if not isinstance(r, GuardSensor))
+        self._sites = {r.site for r in self._of_stream}
         self.states = {r: _state(r, policy, features, rows, like) for r in gate.every_reader}
         self.last_turn: dict[Reader, ReaderState] = {}
         """The same, reading the last turn of rows that have several."""
@@ -318,7 +321,7 @@ class GateState:
         self.late = None
         if gate.continuation is not None:
             state = self.states[gate.continuation.sensor]
-            assert not isinstance(state, CastState)
+            assert not isinstance(state, CastState | GuardState)
             self.late = Late(gate, state, rows, like)
         self._decided: tuple[Tensor, ...] | None = None
 
@@ -347,10 +350,24 @@ class GateState:
             self._update(self.last_turn, site, late)
 
     def _update(self, states: Mapping[Reader, ReaderState], site: str, seen: Seen) -> None:
-        for sensor in self.prompt_readers:
+        for sensor in self._of_stream:
             if sensor.site == site:
                 states[sensor].update(seen)
                 self._decided = None
+
+    @property
+    def reads_last_turns(self) -> bool:
+        """Whether the last of several turns is read by itself too."""
+        return bool(self.last_turn)
+
+    def take(self, sensor: GuardSensor, rows: Sequence[int], scores: Tensor, of_last_turn: bool = False) -> None:
+        """Takes in what a guard said of rows' conversations, or of their last turn by itself."""
+        at = torch.tensor(list(rows), device=self.several.device)
+        self.several[at] |= of_last_turn
+        state = (self.last_turn if of_last_turn else self.states)[sensor]
+        assert isinstance(state, GuardState)
+        state.take(at, scores)
+        self._decided = None
 
     def scores(self) -> Float[Tensor, " rows"]:
         """Each row's score so far."""
@@ -423,6 +440,8 @@ class GateState:
 
 
 def _state(sensor: Reader, policy: Policy, features: Mapping[str, Tensor], rows: int, like: Tensor) -> ReaderState:
+    if isinstance(sensor, GuardSensor):
+        return GuardState(rows, like, wide(like))
     if isinstance(sensor, FeatureSensor):
         return FeatureState(sensor, features[sensor.site], rows, like)
     if isinstance(sensor, AttentionSensor):
@@ -441,7 +460,7 @@ def wanted_features(
     """The features that gates read at each site, each once; those that were wanted before keep their places."""
     found = {site: dict.fromkeys(features.tolist()) for site, features in (before or {}).items()}
     for gate in gates:
-        for sensor in gate.every_reader:
+        for sensor in gate.stream_readers:
             found.setdefault(sensor.site, {})
             if isinstance(sensor, FeatureSensor):
                 found[sensor.site].update(dict.fromkeys(sensor.features))

@@ -124,8 +124,9 @@ def decide_rows(
         rows = [(coded[i][0] + list(said[i]), coded[i][1] + [int(Role.PAD)] * len(said[i])) for i in group]
         prompts = pad(lm, rows, "right")
         with steer(lm, saes, [reading] * len(group), prompts) as session:
-            with at_blocks({lm.block(reading.gate.sites[-1]): stop}), halted():
-                lm.logits(prompts.ids, last=1)
+            if reading.gate.sites:  # a guard was asked already
+                with at_blocks({lm.block(reading.gate.sites[-1]): stop}), halted():
+                    lm.logits(prompts.ids, last=1)
             # Of a reply that is generated the last token is never fed back; of these every one was read.
             found |= {i: session.report(row, len(said[i]) + bool(said[i])) for row, i in enumerate(group)}
     return [found[i] for i in range(len(coded))]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from demur.errors import PolicyError
 from demur.models.chat import Encoded, Role
+from demur.models.guard import guard_of
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
 from demur.models.sites import Site
@@ -21,6 +22,7 @@ from demur.records import AttentionSensor, FeatureSensor, Fired, Intervention, P
 from demur.sae.edit import Edits, edit
 from demur.sae.sae import SAE
 from demur.steering.gates import GateState, Late, Seen, wanted_features, wide, widened
+from demur.steering.guards import asked_of
 from demur.steering.pushes import Pushes
 
 
@@ -114,6 +116,9 @@ class Session:
             mine = at[torch.tensor([h == hash_ for h in hashes], device=at.device)]
             plan.rows[mine] = True
             plan.forget(mine)
+            if plan.gate is not None and plan.gate.gate.guards:
+                places = [i for i, h in enumerate(hashes) if h == hash_]
+                self._ask_guards(plan.gate, mine.tolist(), prompts, places)
 
     def leave(self, rows: Sequence[int]) -> None:
         """Frees rows; policies that no row has any more are forgotten, but for the last few."""
@@ -123,6 +128,16 @@ class Session:
         unused = [p for p in self.plans if not p.rows.any()]
         for plan in unused[:-KEPT]:
             self.plans.remove(plan)
+
+    def _ask_guards(self, gate: GateState, rows: list[int], prompts: Encoded, places: list[int]) -> None:
+        # Once, as the rows come in: a guard has its own tokenizer and sees nothing of the steered model.
+        turns = [int(self.last_turn[row]) for row in rows]
+        late = [i for i, since in enumerate(turns) if since != NEVER] if gate.reads_last_turns else []
+        for sensor in gate.gate.guards:
+            gate.take(sensor, rows, asked_of(self.lm, sensor, prompts, places, [0] * len(rows)))
+            if late:
+                alone = asked_of(self.lm, sensor, prompts, [places[i] for i in late], [turns[i] for i in late])
+                gate.take(sensor, [rows[i] for i in late], alone, of_last_turn=True)
 
     def _plan(self, policy: Policy, hash_: str) -> Plan:
         if policy.gate is not None:
@@ -392,8 +407,10 @@ def check(policy: Policy, lm: LanguageModel, saes: Mapping[str, SAE]) -> None:
             "find and calibrate on this model, or give the policy's own with --model."
         )
     if policy.gate is not None:
+        for guard in policy.gate.guards:
+            guard_of(guard, lm.device)
         first = min((_layer(i.site) for i in policy.interventions), default=len(lm.blocks))
-        if _layer(last := policy.gate.sites[-1]) > first:
+        if policy.gate.sites and _layer(last := policy.gate.sites[-1]) > first:
             raise PolicyError(f"policy {policy.name} reads at {last}, behind its first edit; read earlier.")
     for site, name, shape in _vectors_of(policy, lm.d_model):
         lm.block(site)
@@ -419,7 +436,7 @@ def check(policy: Policy, lm: LanguageModel, saes: Mapping[str, SAE]) -> None:
 
 def _vectors_of(policy: Policy, d_model: int) -> Iterator[tuple[str, str, tuple[int | None, ...]]]:
     # The site and the name of each vector that the policy uses, and the shape it should have; None is any length.
-    for reader in policy.gate.every_reader if policy.gate else ():
+    for reader in policy.gate.stream_readers if policy.gate else ():
         if isinstance(reader, AttentionSensor):
             name, heads = reader.vector, len(policy.vector(f"{reader.vector}.query"))
             figures = policy.vector(f"{name}.out").size

@@ -50,6 +50,11 @@ def check_policies(policies: Iterable[Policy], chunked: bool) -> None:
             raise PolicyError(
                 f"policy {policy.name} {what}, which a plug-in of vLLM cannot; serve it with --engine demur."
             )
+        if policy.gate is not None and policy.gate.guards:
+            raise PolicyError(
+                f"policy {policy.name} asks a guard model, for which a plug-in of vLLM has no room; serve it with "
+                "--engine demur."
+            )
         if chunked and policy.gate is not None and any(i.positions != "reply" for i in policy.interventions):
             raise PolicyError(
                 f"policy {policy.name} edits the prompt when its gate opens, which has to be read as a whole before; "
