@@ -145,15 +145,17 @@ def growth(rounds: int, steps: int) -> dict[str, Any]:
     }
 
 
-def quality(tokens: int, batch: int, rules: list[str], rates: list[int]) -> dict[str, Any]:
+def quality(
+    tokens: int, batch: int, rules: list[str], rates: list[int], libraries: list[str], k: int
+) -> dict[str, Any]:
     """FVU, dead share and active features per token on held-out activations, by rule, library and learning rate."""
     path, found = activations(tokens + HELD_OUT), {}
     for rule in rules:
-        for name in ("demur", *PEERS):
+        for name in libraries:
             if name == "sparsify" and rule == "batchtopk":
                 continue  # it has none
             for times in [1] if name == "demur" else rates:
-                job = {"steps": tokens // batch, "batch": batch, "rule": rule, "held_out": HELD_OUT, **SHAPE}
+                job = {"steps": tokens // batch, "batch": batch, "rule": rule, "held_out": HELD_OUT, **SHAPE, "k": k}
                 made = work(name, activations=str(path), lr=times * RATES[name] if name in RATES else None, **job)
                 key = f"{rule} {name}" + (f" lr × {times}" if times > 1 else "")
                 found[key] = {figure: round(made[figure], 4) for figure in ("fvu", "dead", "l0")}
@@ -226,6 +228,8 @@ def main() -> None:
     parser.add_argument(
         "--rates", nargs="+", type=int, default=[1, 3, 10], help="times the peers' default learning rate"
     )
+    parser.add_argument("--libraries", nargs="+", default=["demur", *PEERS], help="whose quality is measured")
+    parser.add_argument("--k", type=int, default=SHAPE["k"], help="of the quality's trainings")
     parser.add_argument("--line-tokens", type=int, default=40_960, help="from text to SAE")
     given = parser.parse_args()
     parts = [*given.parts, *(["quality"] if given.quality else [])]
@@ -237,7 +241,7 @@ def main() -> None:
     if "growth" in parts:
         found["growth"] = growth(given.rounds, given.steps)
     if "quality" in parts:
-        found["quality"] = quality(given.tokens, given.batch, given.rules, given.rates)
+        found["quality"] = quality(given.tokens, given.batch, given.rules, given.rates, given.libraries, given.k)
     if "line" in parts:
         found["line"] = line(given.line_tokens, given.rounds)
     found["on"] = {"processor": cpuinfo(), "cores": os.cpu_count(), "torch": version("torch"), "peers": RELEASES}

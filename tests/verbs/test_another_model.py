@@ -167,7 +167,11 @@ def test_the_line_passes_on_a_tiny_phi_3_and_steers_it(demur, tmp_path):
         features = FeatureSet.load(f"runs/phi3/{run}/features.json")
         assert features.method == method
         assert features.sae_hash == sae.hash
-        assert max(sae.W_dec[f.id, REFUSAL] for f in features.actuators()) > 0.8
+        # What is found is what was planted, and nothing beside it (the SAE has several such features: 1.0, 0.92, 0.88).
+        found = sae.W_dec[[f.id for f in features.actuators()][: 1 if method == "paper" else None]]
+        assert (found.abs().argmax(1) == REFUSAL).all() and (found[:, REFUSAL] > 0).all()
+        whole = sum(f.level * sae.W_dec[f.id] for f in features.actuators()) if method == "effect" else found[0]
+        assert whole[REFUSAL] / whole.norm() > 0.85
     refused = {(r["policy"], r["label"]): r["refused"]["rate"] for r in results}
     assert 0.2 < refused["none", "harmful"] < 0.8
     assert refused["none", "benign"] == 0

@@ -105,6 +105,7 @@ def world(tmp_path_factory):
 ACTUATOR = Feature(id=2, role="actuator", level=1.0)
 EVALUATE = ["evaluate", "--model", "{w}/model", "--sae", "{w}/sae", "--run", "{tmp}/run"]
 CALIBRATE = ["calibrate", "--model", "{w}/model", "--sae", "{w}/sae", "--run", "{tmp}/r", "--features"]
+FIND = ["find", "--model", "{w}/model", "--sae", "{w}/sae", "--run", "{tmp}/r"]
 GOOD = ["--policy", "{w}/good.toml"]
 ROWS = ["--prompts", "{w}/prompts.jsonl"]
 CASES = {
@@ -130,9 +131,14 @@ CASES = {
     "dose that is none": ([*EVALUATE, "--policy", "paper@much", *ROWS], "is not a dose"),
     "unknown rival": (["rivals", "--only", "casd"], "no rival 'casd'"),
     "no sources to leave out": (
-        ["find", "--held-out", "--model", "{w}/model", "--sae", "{w}/sae", "--run", "{tmp}/r", *ROWS],
+        [*FIND, "--held-out", *ROWS],
         "at least two sources",
     ),
+    "guard without a sensor to weigh it with": (
+        [*FIND, "--method", "paper", "--guard.model", "{w}/model", *ROWS],
+        "the method paper finds none",
+    ),
+    "no such guard": ([*FIND, "--guard.model", "{w}/none", *ROWS], "no model at"),
     "missing SAE": (["find", "--model", "{w}/model", "--sae", "{w}/nosae"], "no SAE at"),
     "features to keep of another model": (
         [

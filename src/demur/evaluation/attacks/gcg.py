@@ -5,7 +5,8 @@ each is tried under the policy exactly as generation would apply it, and the bes
 
     −(log-likelihood of "Sure, here is …", per token, under the steered model) + weight · max(0, score − threshold + slack)
 
-with the gate's own score, so that the attacker knows the whole defence. It stops once the model, left to itself, complies.
+with the gate's own score, so that the attacker knows the whole defence. (But of a guard model in the gate there is no
+gradient here: it only takes part in choosing among candidates.) It stops once the model, left to itself, complies.
 
 Departures from the paper: one prompt and one model at a time; the hinge; a suffix has to be read by the tokenizer as it
 was written; sizes for a model of 135M parameters on two cores (about an hour as they are set).
