@@ -10,7 +10,7 @@ from demur.records import Message, Prompt, PromptSet
 PLAIN_STRATA = ("chat", "mathematics", "code", "fiction", "advice")
 """Kinds of plain prompt that are strata; plain ones of no such category are `plain`."""
 ENOUGH_WRAPPED = 200
-"""Wrapped harmless prompts that are enough for a budget of one in two hundred, that of level relaxed."""
+"""Wrapped harmless prompts that are enough for a budget of one in two hundred (level relaxed has three)."""
 
 
 def stratum(row: Prompt) -> str:

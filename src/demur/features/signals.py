@@ -1,7 +1,7 @@
 """Signals: what may be said of every feature, before any is tried, that speaks for its writing refusals.
 
-Each is a small function that gives a score for each feature; `candidates` merges them. Descent (`optimise`) and the
-contrast of replies (`contrast`) are two more.
+Each is a small function that gives a score for each feature; `candidates` merges them. Descent and the rehearsal
+(`optimise`) and the contrast of replies (`contrast`) are three more.
 """
 
 from collections.abc import Mapping, Sequence

@@ -28,7 +28,7 @@ class ServerSettings(Settings):
     max_new_tokens: int = Field(default=1024, gt=0)
     """Longest reply that may be asked for, in tokens."""
     usual_tokens: int = Field(default=256, gt=0)
-    """Longest reply where a request names none, in tokens."""
+    """Longest chat reply where a request names none, in tokens; bare text has 16, as at OpenAI."""
     max_body: int = Field(default=1_048_576, gt=0)
     """Largest request, in bytes."""
     max_choices: int = Field(default=8, gt=0)

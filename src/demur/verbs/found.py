@@ -8,7 +8,7 @@ from demur.records import Dose, Feature, FeatureSet
 
 SHOWN = 12
 """Rows of a table that goes on in the file."""
-SCORES = ("descent", "attribution", "contrast", "cosine", "paired", "output")
+SCORES = ("rehearsal", "descent", "attribution", "contrast", "cosine", "paired", "output")
 """The signals."""
 EFFECTS = {"gain (harmful / harmless)": ("log_odds_gain", "benign_log_odds_gain")}
 EFFECTS |= {"refused (harmful / harmless)": ("harmful_refused", "benign_refused")}

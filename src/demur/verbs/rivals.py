@@ -47,7 +47,8 @@ def rivals_verb(
     gated
         The gated policy whose gate `canned` shares.
     paper
-        The paper's policy, from which the arms (reconstruction, splice, random-direction, unrelated) are made.
+        The paper's policy, from which the other arms (reconstruction, splice, random-direction) and the control unrelated
+        are made.
     sae
         Folder of the SAE of those two, where it is not the shipped one.
     prompts
