@@ -69,3 +69,9 @@ class AppealError(DemurError):
 
 class DecidedError(AppealError):
     """An appeal is decided already."""
+
+
+def first_line(error: BaseException, most: int = 160) -> str:
+    """The first line of what an error of somebody else's says, or its kind where it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:most].rstrip(".")

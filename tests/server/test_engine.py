@@ -7,8 +7,10 @@ import pytest
 
 from demur.models.chat import tokens_and_roles
 from demur.models.generation import GenerationSettings
+from demur.server.batch import BrokenBatchError
 from demur.server.engine import BusyError, Ended, Engine, Failed, Job, Piece, StoppedError
 from demur.server.sampling import Sampling
+from demur.server.window import Window
 from demur.server.writing import Writing
 from demur.steering.generate import generate
 from demur.steering.policies import NONE
@@ -78,6 +80,39 @@ def test_what_waits_when_the_engine_stops_has_failed():
         found = events.get(timeout=5)
         assert isinstance(found, Failed)
         assert isinstance(found.error, StoppedError)
+    with pytest.raises(StoppedError):
+        engine.submit([job()[0]])
+
+
+def test_keys_and_values_left_half_way_end_all_rows_and_the_next_begin_afresh(engine, monkeypatch):
+    under_way, events = job(tokens=400, ignore_eos=True)
+    engine.submit([under_way])
+    while not engine.rows:
+        time.sleep(0.01)
+    monkeypatch.setattr(Window, "_move", lambda _window, _end: 1 / 0)
+    longer, more = job("How do I bake a cake? " * 12)
+    engine.submit([longer])
+    for told in (events, more):
+        while isinstance(event := told.get(timeout=60), Piece):
+            pass
+        assert isinstance(event, Failed) and isinstance(event.error, BrokenBatchError)
+    monkeypatch.undo()
+    after, events = job()
+    engine.submit([after])
+    assert read(events)[1].tokens == 12
+
+
+def test_an_engine_that_cannot_go_on_says_so_to_all_who_wait(engine, monkeypatch):
+    jobs = [job(tokens=450, ignore_eos=True) for _ in range(4)]
+    engine.submit([j for j, _ in jobs])
+    while len(engine.rows) < 3:
+        time.sleep(0.01)
+    monkeypatch.setattr("demur.server.engine.Batch", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine.batch, "step", lambda _tokens: 1 / 0)
+    for _, events in jobs:
+        while isinstance(event := events.get(timeout=60), Piece):
+            pass
+        assert isinstance(event, Failed) and isinstance(event.error, StoppedError)
     with pytest.raises(StoppedError):
         engine.submit([job()[0]])
 

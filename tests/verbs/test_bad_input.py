@@ -129,6 +129,7 @@ CASES = {
     "sample of no size": ([*EVALUATE, *GOOD, "--set", "xstest:many"], "no number of rows"),
     "unknown judge": ([*EVALUATE, *GOOD, *ROWS, "--judge", "ruels"], "did you mean rules?"),
     "dose that is none": ([*EVALUATE, "--policy", "paper@much", *ROWS], "is not a dose"),
+    "dose that is no number": ([*EVALUATE, "--policy", "paper@nan", *ROWS], "is not a dose"),
     "unknown rival": (["rivals", "--only", "casd"], "no rival 'casd'"),
     "no sources to leave out": (
         [*FIND, "--held-out", *ROWS],

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from demur.errors import FileError
+from demur.errors import FileError, first_line
 
 Why = Literal["extra", "gated", "missing", "network"]
 
@@ -65,9 +65,4 @@ def _asking(repo: str) -> Iterator[None]:
         raise HubError("missing", f"the hub shows no data set {repo} to you (is HF_TOKEN right?)") from error
     except Exception as error:
         # The client lets through errors of whichever HTTP library it is built on; all of them mean: not now.
-        raise HubError("network", f"the hub cannot be reached ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160].rstrip(".")
+        raise HubError("network", f"the hub cannot be reached ({first_line(error)})") from error

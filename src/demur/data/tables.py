@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demur.errors import FileError, PromptError, SettingsError
+from demur.errors import FileError, PromptError, SettingsError, first_line
 from demur.files import nearest, read_jsonl
 from demur.records import Label, Prompt, PromptSet
 
@@ -131,7 +131,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise FileError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}).") from error
+        raise FileError(f"{path} cannot be read as Parquet ({first_line(error)}).") from error
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demur.errors import ModelError
+from demur.errors import ModelError, first_line
 from demur.files import read_json
 from demur.models.load import fingerprint, fingerprint_of, quiet, sample_places
 
@@ -36,7 +36,7 @@ def checkpoint_hash(folder: Path) -> str:
         return fingerprint_of(_samples(model.state_dict(), where, stored))
     except Exception as error:  # transformers and safetensors raise some twenty kinds here
         raise ModelError(
-            f"the weights in {folder} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:160]}); "
+            f"the weights in {folder} cannot be read ({type(error).__name__}: {first_line(error)}); "
             "expected a folder that transformers wrote, with safetensors files."
         ) from error
 

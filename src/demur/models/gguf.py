@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from demur.config import cache_folder
-from demur.errors import FileError, ModelError
+from demur.errors import FileError, ModelError, first_line
 from demur.files import nearest
 
 
@@ -51,9 +51,7 @@ def _convert(path: Path, folder: Path) -> None:
             path.parent, gguf_file=path.name, dtype=torch.float32
         )
     except Exception as error:  # the reader raises whatever its parts raise
-        raise ModelError(
-            f"transformers cannot read {path} ({type(error).__name__}: {str(error).splitlines()[0][:160]})."
-        ) from error
+        raise ModelError(f"transformers cannot read {path} ({type(error).__name__}: {first_line(error)}).") from error
     # A model that knows it came from a quantised file refuses to be saved; a plain one with the same weights does not.
     config = quantised.config
     if hasattr(config, "quantization_config"):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from demur.config import Settings
-from demur.errors import ModelError, SettingsError
+from demur.errors import ModelError, SettingsError, first_line
 from demur.models import embedded
 from demur.models.gguf import converted
 from demur.models.hooks import contiguous
@@ -111,7 +111,7 @@ def load(settings: ModelSettings | str = embedded.NAME) -> LanguageModel:
     except Exception as error:  # transformers raises some twenty kinds here
         raise ModelError(
             f"{settings.model} cannot be loaded as a causal language model "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:160]}); "
+            f"({type(error).__name__}: {first_line(error)}); "
             "expected `embedded`, a folder that transformers wrote, a GGUF file or a name on the Hugging Face hub."
         ) from error
     if device.type == "cpu" and not _multiplies_in(settings.dtype):

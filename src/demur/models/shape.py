@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from demur.errors import FileError, ModelError
+from demur.errors import FileError, ModelError, first_line
 from demur.files import read_json
 from demur.models.load import quiet, source
 from demur.models.sites import Site, find_blocks
@@ -69,7 +69,7 @@ def shape(name: str, fallback: Path | None = None) -> Shape:
     except Exception as error:  # transformers raises some twenty kinds here
         if fallback is None:
             raise ModelError(
-                f"the config of {name} cannot be had ({type(error).__name__}: {str(error).splitlines()[0][:160]}); "
+                f"the config of {name} cannot be had ({type(error).__name__}: {first_line(error)}); "
                 "give a transformers config.json with --model-config FILE."
             ) from error
         config, where = read_config(fallback), str(fallback)
@@ -78,8 +78,7 @@ def shape(name: str, fallback: Path | None = None) -> Shape:
             model: Any = transformers.AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise ModelError(
-            f"{name} is no causal language model that transformers knows ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:160]})."
+            f"{name} is no causal language model that transformers knows ({type(error).__name__}: {first_line(error)})."
         ) from error
     return measured(model, name, where)
 
@@ -99,7 +98,7 @@ def read_config(path: Path) -> Any:
     try:
         return transformers.CONFIG_MAPPING[kind].from_dict(body)
     except Exception as error:
-        raise FileError(f"{path} is not a config of {kind} ({str(error).splitlines()[0][:160]}).") from error
+        raise FileError(f"{path} is not a config of {kind} ({first_line(error)}).") from error
 
 
 def measured(model: nn.Module, name: str, config: str = "its own") -> Shape:

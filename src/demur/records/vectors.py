@@ -36,10 +36,10 @@ class Vectors:
 
         if not path.is_file():
             raise FileError(f"{path} does not exist; vectors are kept beside the file that names them, under its name.")
-        data = path.read_bytes()
         try:
+            data = path.read_bytes()
             return cls(load(data), data)
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise FileError(f"{path} is not a safetensors file ({error}); make it again.") from error
 
     @classmethod

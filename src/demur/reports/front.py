@@ -41,11 +41,11 @@ def draw_front(front: Front, path: Path) -> None:
         chart.configure(background="white", font="sans-serif").configure_view(stroke=None).save(tmp, format="svg")
 
 
-def in_words(trial: Trial, actuators: int) -> str:
+def in_words(trial: Trial) -> str:
     """What a way to act is, in short."""
     p = trial.params
     flags = [v for k, v in p.items() if k.startswith("feature ")]
-    parts = [f"{sum(flags) if flags else actuators} features × {p['dose']:.2f} ({p['positions']})"]
+    parts = [f"{sum(flags) if flags else 1} features × {p['dose']:.2f} ({p['positions']})"]
     parts += [f"onset {p['onset']}"] if p.get("onset") else []
     parts += [f"falls over {p['decay']} after {p['hold']}"] if p.get("hold") else []
     parts += [f"soft {p['soft']:g}"] if p.get("soft") else []
@@ -54,7 +54,7 @@ def in_words(trial: Trial, actuators: int) -> str:
 
 def _point(t: Trial, what: str) -> dict[str, Any]:
     said = (
-        f"{what}: trial {t.number}, {in_words(t, 1)}; harmful refused {t.refused}, benign {t.benign_refused}, "
+        f"{what}: trial {t.number}, {in_words(t)}; harmful refused {t.refused}, benign {t.benign_refused}, "
         f"degenerate {t.degenerate}, {t.nats:.2f} nats, KL {t.kl:.3f}"
     )
     edges = {"x_low": t.benign_refused.low, "x_high": t.benign_refused.high}
@@ -66,7 +66,7 @@ def front_rows(trials: Sequence[Trial], chosen: int) -> list[list[str]]:
     """Finalists as rows of a table: what, refused, benign refused, degenerate, fluent, nats, KL."""
     return [
         [
-            f"{'→ ' if t.number == chosen else ''}{in_words(t, 1)}",
+            f"{'→ ' if t.number == chosen else ''}{in_words(t)}",
             str(t.refused),
             str(t.benign_refused),
             str(t.degenerate),

@@ -174,13 +174,13 @@ def _group_cell(study: Study, group: Group, rates: dict[str, Rate | None]) -> Ce
     return word(name if alone else f"{name}: {what}", f"{what if alone else label}, {ns}")
 
 
-GROUPS: dict[str, tuple[str, Label, str]] = {
-    "harm": ("Harmful requests, by kind of harm", "harmful", ""),
-    "lookalike": ("Look-alikes, by kind", "benign", "lookalike"),
-    "offensive": ("Merely offensive, by kind", "benign", "offensive"),
-    "topic": ("Everyday requests, by topic", "benign", ""),
+GROUPS: dict[str, tuple[str, Label]] = {
+    "harm": ("Harmful requests, by kind of harm", "harmful"),
+    "lookalike": ("Look-alikes, by kind", "benign"),
+    "offensive": ("Merely offensive, by kind", "benign"),
+    "topic": ("Everyday requests, by topic", "benign"),
 }
-"""Title, label and kind of the four tables; the topics are whatever is benign and neither of the two before."""
+"""Title and label of the four tables; the topics are whatever is benign and neither of the two before."""
 
 
 def by_category(study: Study) -> Section | None:
@@ -196,7 +196,7 @@ def by_category(study: Study) -> Section | None:
 
 
 def _categories(study: Study, name: str) -> Table | None:
-    title, label, _ = GROUPS[name]
+    title, label = GROUPS[name]
     found: dict[str, dict[str, list[bool]]] = {}
     for case in study.cases:
         t = first(case)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from demur.errors import SettingsError, TrainingError
+from demur.errors import SettingsError, TrainingError, first_line
 
 PATIENCE = timedelta(days=7)
 """How long the others wait while the first makes the text; a process that ends is noticed at once all the same."""
@@ -116,6 +116,6 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise TrainingError(
-            f"another process of this training ended ({str(error).splitlines()[0][:120]}); "
+            f"another process of this training ended ({first_line(error)}); "
             "the same command with the same --run goes on from the last checkpoint."
         ) from error

@@ -80,6 +80,8 @@ class Answer:
                 async for chunk in chunks:
                     yield line(chunk)
                 yield b"data: [DONE]\n\n"
+            except ClientLeftError:
+                return
             except ApiError as error:
                 yield line(body(error.status, str(error), error.code))
             finally:

@@ -25,6 +25,10 @@ Coded = tuple[list[int], list[int]]
 """Token ids of a prompt, and the `Role` of each."""
 
 
+class BrokenBatchError(RuntimeError):
+    """What is held of the rows in use may be wrong: none of them may go on."""
+
+
 class Batch:
     """The rows in use, in order; when one leaves, the last takes its place."""
 
@@ -53,6 +57,7 @@ class Batch:
 
         Raises:
             PolicyError, SAEError: a policy that cannot be used here; then no row has joined.
+            BrokenBatchError: keys and values could not be put beside the others'.
         """
         coded = pad(self.lm, [(list(ids), list(roles)) for ids, roles in prompts])
         slots = self.free[: len(prompts)]
@@ -63,7 +68,10 @@ class Batch:
         except BaseException:
             self.session.leave(slots)
             raise
-        self.window.join(cache, coded.mask.sum(1).tolist())
+        try:
+            self.window.join(cache, coded.mask.sum(1).tolist())
+        except BaseException as error:
+            raise BrokenBatchError("the window of keys and values was left half-way") from error
         self.free, self.slots = self.free[len(slots) :], [*self.slots, *slots]
         return logits
 

@@ -90,7 +90,6 @@ class Asking(Given):
     logit_bias: dict[int, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
     ignore_eos: bool = False
     """Go on to `max_tokens`; not OpenAI's, for measuring."""
     demur: Wish = Wish()

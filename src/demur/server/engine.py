@@ -16,7 +16,7 @@ from demur.models.generation import end_tokens
 from demur.models.load import LanguageModel
 from demur.records import Policy
 from demur.sae.sae import SAE
-from demur.server.batch import Batch, Coded
+from demur.server.batch import Batch, BrokenBatchError, Coded
 from demur.server.sampling import Drawing, Sampling, TokenScore, scored
 from demur.server.writing import Writing
 
@@ -189,16 +189,24 @@ class Engine:
     def _run(self) -> None:
         if self.threads:
             torch.set_num_threads(self.threads)
-        with torch.inference_mode():
-            while True:
-                try:
-                    if not self._turn():
-                        break
-                except Exception as error:
-                    log.exception("a pass failed; its rows are given up")
-                    self._start_afresh(error)
-        for job in [*(r.job for r in self.rows), *self.waiting]:
-            job.deliver(Failed(job.choice, StoppedError()))
+        try:
+            with torch.inference_mode():
+                while True:
+                    try:
+                        if not self._turn():
+                            break
+                    except Exception as error:
+                        log.exception("a pass failed; its rows are given up")
+                        self._start_afresh(error)
+        except Exception:
+            log.exception("no new batch could be made; the engine stops")
+        finally:
+            # Whatever ended it, nobody shall wait for an answer that does not come.
+            with self._bell:
+                self._stopping = True
+                left = list(dict.fromkeys([*(r.job for r in self.rows), *self._coming, *self.waiting]))
+            for job in left:
+                job.deliver(Failed(job.choice, StoppedError()))
 
     def _turn(self) -> bool:
         with self._bell:
@@ -220,7 +228,8 @@ class Engine:
 
     def _start_afresh(self, error: Exception) -> None:
         lost = dict.fromkeys([*(r.job for r in self.rows), *self._coming])
-        self.rows, self._coming, self.batch = [], [], Batch(self.lm, self.saes, self.room)
+        self.batch = Batch(self.lm, self.saes, self.room)
+        self.rows, self._coming = [], []
         for job in lost:
             self._fail(job, error)
         with self._bell:
@@ -242,6 +251,8 @@ class Engine:
     def _join(self, jobs: list[Job]) -> None:
         try:
             logits = self.batch.join([j.prompt for j in jobs], [j.policy for j in jobs], jobs[0].echo)
+        except BrokenBatchError:
+            raise
         except Exception as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)

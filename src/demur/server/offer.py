@@ -51,6 +51,10 @@ class Entry:
     picked: dict[tuple[str, tuple[tuple[str, str], ...]], Picked] = field(default_factory=dict)
 
 
+KEPT = 256
+"""Choices of level by kind of harm, which requests make, that are kept of each policy."""
+
+
 class Offer:
     """The policies that a server has, the first of them the usual one."""
 
@@ -108,8 +112,12 @@ class Offer:
         by_kind = {**(kinds or {}), **fixed}
         key = (wanted, tuple(sorted(by_kind.items())))
         if key not in entry.picked:
+            while len(entry.picked) >= KEPT:
+                entry.picked.pop(next(iter(entry.picked)))
             made = at_level(entry.policy, wanted, by_kind)
-            entry.picked[key] = Picked(self._id(name, wanted), name, wanted, made, made.hash, entry.known)  # type: ignore[arg-type]
+            picked = Picked(self._id(name, wanted), name, wanted, made, made.hash, entry.known)  # type: ignore[arg-type]
+            entry.picked[key] = picked
+            return picked
         return entry.picked[key]
 
     def refresh(self) -> None:
@@ -132,7 +140,8 @@ class Offer:
         stamp = stamped(source)
         policy = find_policy(source)
         if any(site not in self.saes for site in policy.featured):
-            self.saes.update(load_saes(self.lm, [policy], self.folders))
+            for site, sae in load_saes(self.lm, [policy], self.folders).items():
+                self.saes.setdefault(site, sae)  # those that others use stay as they are
         if ":" in policy.name or "/" in policy.name:
             raise SettingsError(
                 f"policy {policy.name} is one level of another; give that one, its levels are model ids."

@@ -1,6 +1,7 @@
 """Policies by name: the built-in ones, and files; each with the SAE it was made for."""
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ def find_policy(name: str) -> Policy:
     if "@" in name and not Path(name).is_file():
         base, _, dose = name.rpartition("@")
         try:
-            return find_policy(base).at_dose(float(dose))
+            if not math.isfinite(times := float(dose)):
+                raise ValueError(dose)
+            return find_policy(base).at_dose(times)
         except ValueError as error:
             raise PolicyError(f"policy {name!r}: {dose!r} is not a dose; write, for instance, {base}@0.8.") from error
     if (at := _LEVEL.fullmatch(name)) and not Path(name).is_file():

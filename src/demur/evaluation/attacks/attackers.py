@@ -15,7 +15,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import Field
 
 from demur.config import Settings
-from demur.errors import FileError, SettingsError
+from demur.errors import FileError, SettingsError, first_line
 from demur.evaluation.endpoint import Endpoint, Unanswered, checked, key_in
 from demur.files import read_text
 from demur.models.generation import GenerationSettings
@@ -147,7 +147,7 @@ def _value(path: Path) -> str:
     try:
         body = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise FileError(f"{path} is not YAML ({str(error).splitlines()[0]}).") from error
+        raise FileError(f"{path} is not YAML ({first_line(error)}).") from error
     value = body.get("value") if isinstance(body, dict) else None
     if not isinstance(value, str):
         raise FileError(f"{path} has no prompt; expected its text under `value`.")

@@ -18,7 +18,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from demur.errors import StoreError
+from demur.errors import StoreError, first_line
 
 PATIENCE = 5.0
 """Seconds to wait for a lock that somebody else holds, or for a connection."""
@@ -88,9 +88,13 @@ class Database:
             with self._told("written"):
                 connection = self.engine.raw_connection()  # outside of a transaction
                 try:
-                    connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+                    busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                except sqlite3.Error as error:
+                    raise StoreError(f"the log of the store cannot be emptied ({first_line(error)}).") from error
                 finally:
                     connection.close()
+            if busy:
+                raise StoreError("the log of the store cannot be emptied while others read it; it is tried again.")
 
     def close(self) -> None:
         """Lets go of the file, or of the connections."""

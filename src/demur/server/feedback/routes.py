@@ -266,4 +266,6 @@ async def _keep_deleting(store: Store, days: float) -> None:
             log.info("retention: text of %d answers and comments deleted", gone)
         except DemurError as error:
             log.error("retention: %s", error)
+        except Exception:
+            log.exception("retention: failed, and is tried again")
         await asyncio.sleep(HOUR)

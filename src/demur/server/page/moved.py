@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from demur.errors import EndpointError
+from demur.errors import DemurError, EndpointError
 from demur.models.chat import tokens_and_roles
 from demur.records import Message, Policy
 from demur.server.engine import BusyError, Ended, Event, Failed, Job, StoppedError
@@ -12,6 +12,8 @@ from demur.server.serving import Serving
 
 LENGTH = 96
 """Longest reply, in tokens."""
+STOPPED = "the server is shutting down; load the page again later."
+FAILED = "the reply could not be written; the server's log says why."
 
 
 async def written(
@@ -34,14 +36,19 @@ async def written(
     jobs = [Job(prompt, policy, how, deliver, choice=i, stream=True) for i, policy in enumerate(policies)]
     try:
         serving.engine.submit(jobs)
-    except (BusyError, StoppedError) as error:
+    except BusyError as error:
         raise EndpointError(f"the model is busy: {error}") from error
+    except StoppedError as error:
+        raise EndpointError(STOPPED) from error
     said, left = [""] * len(jobs), len(jobs)
     try:
         while left:
             event = await events.get()
             if isinstance(event, Failed):
-                raise event.error
+                if isinstance(event.error, DemurError):
+                    raise event.error
+                stopped = isinstance(event.error, StoppedError)
+                raise EndpointError(STOPPED if stopped else FAILED) from event.error
             left -= isinstance(event, Ended)
             said[event.choice] = event.text if isinstance(event, Ended) else said[event.choice] + event.text
             yield event.choice, said[event.choice]
