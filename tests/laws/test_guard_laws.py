@@ -146,6 +146,7 @@ def test_rows_that_come_and_go_are_asked_about_once_each(guard, monkeypatch):
     steered, plain = policy(guard, turns="either"), Policy(name="none")
     expected = [seen["gate"] for seen in decide(lm, {}, TALKS, steered)]
     asked: list[list[str]] = []
+    monkeypatch.setattr(guards, "_scores", guards._scores.copy())
     monkeypatch.setattr(
         guards.Guard,
         "_read",
@@ -162,7 +163,6 @@ def test_rows_that_come_and_go_are_asked_about_once_each(guard, monkeypatch):
     session.admit([1], [steered], encode(lm, fresh))
     assert gate.scores().tolist() == pytest.approx([NOTHING, 7.0, expected[1]], abs=1e-4)
     assert asked == [[text_for(guard, fresh[0])]]
-    guards._scores.clear()
 
 
 def test_behind_a_shut_gate_the_model_is_the_plain_one_and_behind_an_open_one_it_is_edited(guard):
@@ -199,15 +199,17 @@ def test_a_talk_that_is_too_long_is_read_in_pieces_and_the_worst_counts(guard):
     worst = scores(guard, [[whole]])[0]
 
     def halves(text: str) -> list[str]:
-        text = text.strip()
         one = [Message(role="user", content=text)]
         if len(lm().tokenizer(text_for(guard, one), add_special_tokens=False)["input_ids"]) <= 96:
             return [text]
         return halves(text[: len(text) // 2]) + halves(text[len(text) // 2 :])
 
-    each = [naive(guard, [Message(role="user", content=piece)]) for piece in halves(whole.content)]
+    each = [naive(guard, [Message(role="user", content=piece)]) for piece in halves(whole.content.strip())]
     assert len(each) > 2
     assert worst == pytest.approx(max(each), abs=1e-4)
+    talk = [Message(role="user", content="No"), Message(role="assistant", content=whole.content)]
+    cut = ["No", *halves(whole.content.strip())]
+    assert scores(guard, [talk])[0] >= max(naive(guard, [Message(role="user", content=piece)]) for piece in cut) - 1e-4
     frame = guard.model_copy(update={"ask": "la la " * 100 + "{conversation}"})
     with pytest.raises(PolicyError, match="fills its context of 96"):
         scores(frame, [[whole]])

@@ -89,9 +89,10 @@ def test_keys_and_values_left_half_way_end_all_rows_and_the_next_begin_afresh(en
     engine.submit([under_way])
     while not engine.rows:
         time.sleep(0.01)
-    monkeypatch.setattr(Window, "_move", lambda _window, _end: 1 / 0)
-    longer, more = job("How do I bake a cake? " * 12)
-    engine.submit([longer])
+    joined = Window.join
+    monkeypatch.setattr(Window, "join", lambda window, *given: 1 / 0 if window.lengths else joined(window, *given))
+    other, more = job("How do I bake bread?")
+    engine.submit([other])
     for told in (events, more):
         while isinstance(event := told.get(timeout=60), Piece):
             pass

@@ -114,3 +114,15 @@ def test_a_level_is_not_a_policy(kitchen):
 def test_two_policies_of_one_name_are_refused(kitchen):
     with pytest.raises(SettingsError, match="two policies"):
         kitchen.serving("kinds", "kinds")
+
+
+def test_of_what_requests_choose_only_so_much_is_kept(kitchen, monkeypatch):
+    monkeypatch.setattr("demur.server.offer.KEPT", 2)
+    path = Path(kitchen.path("kinds"))
+    levels = {"strict": Level(threshold=-99.0), "standard": Level(threshold=-9.0)}
+    Policy.load(path).model_copy(update={"levels": levels}).save(path)
+    on_offer = kitchen.serving("kinds").offer
+    picked = [on_offer.pick("tiny-llama", kinds={"weapons": level}) for level in ("off", "standard", "off", "standard")]
+    picked += [on_offer.pick("tiny-llama", level=level) for level in ("off", "standard")]
+    assert len(on_offer.entries[on_offer.usual].picked) == 2
+    assert on_offer.pick("tiny-llama", kinds={"weapons": "off"}).hash == picked[0].hash

@@ -130,7 +130,10 @@ def sense(
     if guard is not None and weights["guard"] > 0:
         of["guard"] = GuardSensor(**guard.how.model_dump(), model_hash=guard.lm.hash)
     elif guard is not None:
-        say(f"the guard {guard.how.model} adds nothing to what is read of the model itself, and is left out.")
+        say(
+            f"the guard {guard.how.model} adds nothing to what is read of the model itself on "
+            "the prompts kept apart to weigh by (or these are too few to tell), and is left out."
+        )
     if len(of) == 1:
         return Sensed(features, reading.bias, kinds=kinds, held_out=found)
     sensor = JoinedSensor(

@@ -4,6 +4,7 @@ What the steered model feeds through its blocks is tokens; a guard has a tokeniz
 together again from them (`conversation_of`).
 """
 
+import hashlib
 import math
 import threading
 from collections import OrderedDict
@@ -34,8 +35,9 @@ FORMS: tuple[Callable[[str], object], ...] = (lambda text: text, lambda text: [{
 
 _guards: "dict[tuple[GuardModel, str], Guard]" = {}
 _loaded: dict[tuple[str, str, str], LanguageModel] = {}
-_scores: OrderedDict[tuple, float] = OrderedDict()
-_lock = threading.RLock()
+_scores: OrderedDict[bytes, float] = OrderedDict()
+"""By a digest, so that nobody's prompt is kept."""
+_opening, _scoring = threading.RLock(), threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Guard:
                 it fills the context.
         """
         pieces = [self._pieces(self._shown(c)) for c in conversations]
-        with _lock:
+        with _scoring:
             unknown = {ids for each in pieces for ids in each if self._key(ids) not in _scores}
             # Those of like length together.
             order = sorted(unknown, key=lambda ids: (-len(ids), ids))
@@ -73,12 +75,16 @@ class Guard:
                 for ids, score in zip(group, self._read(group), strict=True):
                     _scores[self._key(ids)] = score
             found = [max((_scores[self._key(ids)] for ids in each), default=NOTHING) for each in pieces]
+            for each in pieces:
+                for ids in each:
+                    _scores.move_to_end(self._key(ids))
             while len(_scores) > REMEMBERED:
                 _scores.popitem(last=False)
         return torch.tensor(found)
 
-    def _key(self, ids: tuple[int, ...]) -> tuple:
-        return self.lm.hash, self.lm.dtype, str(self.lm.device), self.unsafe, self.safe, ids
+    def _key(self, ids: tuple[int, ...]) -> bytes:
+        asked = (self.lm.hash, str(self.lm.dtype), str(self.lm.device), self.unsafe, self.safe, ids)
+        return hashlib.blake2b(repr(asked).encode(), digest_size=16).digest()
 
     @torch.inference_mode()
     def _read(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
@@ -92,23 +98,20 @@ class Guard:
         return found
 
     def _shown(self, conversation: Iterable[Message]) -> list[Message]:
-        # As templates take it: turns that alternate, the user's first, none empty; and no marks of the guard's own in it.
+        # No marks of the guard's own, and nothing that is said before the user's first word.
+        marks = {str(t) for t in self.lm.tokenizer.added_tokens_decoder.values() if t.special}
         found: list[Message] = []
         for message in conversation:
             content = message.content
-            for mark in self.lm.tokenizer.all_special_tokens:
+            for mark in sorted(marks | set(self.lm.tokenizer.all_special_tokens)):
                 content = content.replace(mark, f"{mark[0]} {mark[1:]}")
-            content = content.strip()
-            if not content or message.role == "system" or (not found and message.role == "assistant"):
-                continue
-            if found and found[-1].role == message.role:
-                content = f"{found.pop().content}\n\n{content}"
-            found.append(Message(role=message.role, content=content))
+            if content.strip() and message.role != "system" and (found or message.role == "user"):
+                found.append(Message(role=message.role, content=content.strip()))
         return found
 
     def _pieces(self, said: Sequence[Message]) -> list[tuple[int, ...]]:
         # A conversation that is too long is cut in two, and so on.
-        said = self._shown(said)
+        said = _alternating(said)
         if not said:
             return []
         ids = (*self._ids(said), *self.shared)
@@ -127,6 +130,17 @@ class Guard:
         # A template writes the mark of the beginning itself.
         own = bool(self.how.ask) and not text.startswith(self.lm.tokenizer.bos_token or text)
         return self.lm.tokenizer(text, add_special_tokens=own)["input_ids"]
+
+
+def _alternating(said: Sequence[Message]) -> list[Message]:
+    # As templates take it: turns that alternate, the user's first. What is cut off behind the user's word is read as his.
+    found: list[Message] = []
+    for message in said:
+        role, content = message.role if found else "user", message.content
+        if found and found[-1].role == role:
+            content = f"{found.pop().content}\n\n{content}"
+        found.append(Message(role=role, content=content))
+    return found
 
 
 def asked(lm: LanguageModel, how: GuardModel, said: Sequence[Message], form: Callable[[str], object] = FORMS[0]) -> str:
@@ -156,7 +170,7 @@ def guard_of(how: GuardModel, device: torch.device) -> Guard:
         PolicyError: it is another model than the policy was made with, is not shown what was said, or its answers cannot
             be told apart.
     """
-    with _lock:
+    with _opening:
         if (how, str(device)) not in _guards:
             _guards[how, str(device)] = _opened(how, device)
         return _guards[how, str(device)]
@@ -164,12 +178,13 @@ def guard_of(how: GuardModel, device: torch.device) -> Guard:
 
 def _opened(how: GuardModel, device: torch.device) -> Guard:
     key = (how.model, how.dtype, str(device))
-    if key not in _loaded:
+    wanted = how.model_hash if isinstance(how, GuardSensor) else ""
+    if key not in _loaded or (wanted and _loaded[key].hash != wanted):  # another may lie there by now
         _loaded[key] = load(ModelSettings(model=how.model, dtype=how.dtype, device=str(device)))
     lm = _loaded[key]
-    if isinstance(how, GuardSensor) and how.model_hash and lm.hash != how.model_hash:
+    if wanted and lm.hash != wanted:
         raise PolicyError(
-            f"the guard at {how.model} is {lm.hash}, and the policy was made with {how.model_hash}; find and calibrate "
+            f"the guard at {how.model} is {lm.hash}, and the policy was made with {wanted}; find and calibrate "
             "with this one, or give the policy's own."
         )
     if not how.ask and lm.tokenizer.chat_template is None:

@@ -70,7 +70,7 @@ class Batch:
             raise
         try:
             self.window.join(cache, coded.mask.sum(1).tolist())
-        except BaseException as error:
+        except Exception as error:
             raise BrokenBatchError("the window of keys and values was left half-way") from error
         self.free, self.slots = self.free[len(slots) :], [*self.slots, *slots]
         return logits

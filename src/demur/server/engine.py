@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -199,14 +200,16 @@ class Engine:
                         log.exception("a pass failed; its rows are given up")
                         self._start_afresh(error)
         except Exception:
-            log.exception("no new batch could be made; the engine stops")
+            log.exception("a new batch could not be begun; the engine stops")
         finally:
             # Whatever ended it, nobody shall wait for an answer that does not come.
             with self._bell:
                 self._stopping = True
                 left = list(dict.fromkeys([*(r.job for r in self.rows), *self._coming, *self.waiting]))
             for job in left:
-                job.deliver(Failed(job.choice, StoppedError()))
+                if not job.cancelled:
+                    with suppress(Exception):  # one who is gone shall not keep the others waiting
+                        job.deliver(Failed(job.choice, StoppedError()))
 
     def _turn(self) -> bool:
         with self._bell:
@@ -337,17 +340,19 @@ class Engine:
     def _leave(self, i: int) -> None:
         self._pace += (time.monotonic() - self.rows[i].since - self._pace) / 16
         self.batch.leave(i)
-        self.rows[i] = self.rows[-1]
+        job, self.rows[i] = self.rows[i].job, self.rows[-1]
         self.rows.pop()
-        self._done()
+        self._done(job)
 
-    def _done(self) -> None:
+    def _done(self, job: Job) -> None:
+        if job in self._coming:
+            self._coming.remove(job)  # of those that came with it some may not have joined yet
         with self._bell:
             self._open -= 1
 
     def _fail(self, job: Job, error: Exception) -> None:
         self.counts["failed"] += 1
-        self._done()
+        self._done(job)
         if not job.cancelled:
             job.deliver(Failed(job.choice, error))
 

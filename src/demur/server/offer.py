@@ -19,6 +19,10 @@ from demur.steering.session import check
 log = logging.getLogger("demur.server")
 
 
+KEPT = 256
+"""Choices of level by kind of harm, which requests make, that are kept of each policy."""
+
+
 class NotOfferedError(PolicyError):
     """A model id, a policy or a level that this server does not have, or that its operator does not allow."""
 
@@ -49,10 +53,6 @@ class Entry:
     stamp: tuple[tuple[str, int, int], ...]
     """Of each of its files: path, time of the last change (ns), size."""
     picked: dict[tuple[str, tuple[tuple[str, str], ...]], Picked] = field(default_factory=dict)
-
-
-KEPT = 256
-"""Choices of level by kind of harm, which requests make, that are kept of each policy."""
 
 
 class Offer:

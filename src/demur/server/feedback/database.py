@@ -82,19 +82,22 @@ class Database:
         with self._told("written"), self.engine.begin() as connection:
             yield connection
 
-    def wipe(self) -> None:
-        """Empties SQLite's log, where what was deleted may still be read; PostgreSQL's belongs to its administrator."""
-        if self.engine.dialect.name == "sqlite":
-            with self._told("written"):
-                connection = self.engine.raw_connection()  # outside of a transaction
-                try:
-                    busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                except sqlite3.Error as error:
-                    raise StoreError(f"the log of the store cannot be emptied ({first_line(error)}).") from error
-                finally:
-                    connection.close()
-            if busy:
-                raise StoreError("the log of the store cannot be emptied while others read it; it is tried again.")
+    def wipe(self) -> bool:
+        """Empties SQLite's log, where what was deleted may still be read; False while somebody still reads it there.
+
+        PostgreSQL's belongs to its administrator.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return True
+        with self._told("written"):
+            connection = self.engine.raw_connection()  # outside of a transaction
+            try:
+                row = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                raise StoreError(f"the log of the store cannot be emptied ({first_line(error)}).") from error
+            finally:
+                connection.close()
+        return not row[0]
 
     def close(self) -> None:
         """Lets go of the file, or of the connections."""

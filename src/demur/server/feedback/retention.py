@@ -5,6 +5,7 @@ decided in that time lapses, and is counted as lapsed. What upheld appeals are w
 that `demur feedback export` wrote before.
 """
 
+import logging
 import time
 from typing import Any
 
@@ -15,12 +16,14 @@ from demur.server.feedback.tables import answers, appeals, feedback
 
 DAY = 86400.0
 
+log = logging.getLogger(__name__)
+
 
 def expire(store: Store, days: float, now: float | None = None) -> int:
     """Deletes text older than `days`; gives the number of answers and comments that had some.
 
     Raises:
-        StoreError: nothing was deleted.
+        StoreError: nothing was deleted, or what was deleted still stands in the log.
     """
     limit = (time.time() if now is None else now) - days * DAY
     return _delete(store, answers.c.since <= limit, feedback.c.created <= limit)
@@ -30,7 +33,7 @@ def forget(store: Store, owner: str) -> int:
     """Deletes a user's text and their name beside it; gives the number of answers and comments.
 
     Raises:
-        StoreError: nothing was deleted.
+        StoreError: nothing was deleted, or what was deleted still stands in the log.
     """
     return _delete(store, answers.c.owner == owner, feedback.c.owner == owner)
 
@@ -50,6 +53,7 @@ def _delete(store: Store, of_answers: ColumnElement[bool], of_feedback: ColumnEl
         gone += connection.execute(
             update(feedback).where(of_feedback, feedback.c.owner != "").values(comment=None, **nobody)
         ).rowcount
-    if gone:
-        store.database.wipe()
+    # Also where nothing is left to delete: the last time somebody may have been reading the log.
+    if not store.database.wipe():
+        log.warning("retention: the log of the store is being read; what was deleted leaves it at the next deletion")
     return gone
