@@ -1,5 +1,6 @@
 """The store: appeals are filed, decided, counted and forgotten, in SQLite and in PostgreSQL alike."""
 
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -154,6 +155,22 @@ def test_deleted_text_is_gone_from_the_files(tmp_path):
     assert b"xyzzy-in-the-open" in files()
     forget(store, "ann")
     assert b"xyzzy-in-the-open" not in files()
+    store.close()
+
+
+def test_text_that_somebody_reads_in_the_log_is_gone_at_the_next_deletion(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("demur.server.feedback.database.PATIENCE", 0.2)
+    store = Store.open(tmp_path / "feedback.db")
+    files = lambda: b"".join(p.read_bytes() for p in Path(tmp_path).iterdir())  # noqa: E731
+    store.keep(answer(messages=(Message(role="user", content="an unmistakable secret"),)))
+    reader = sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM answers").fetchone()
+    assert forget(store, "ann") == 1
+    assert b"unmistakable" in files() and "is being read" in caplog.text
+    reader.close()
+    assert forget(store, "ann") == 0
+    assert b"unmistakable" not in files()
     store.close()
 
 
