@@ -209,7 +209,8 @@ def test_a_talk_that_is_too_long_is_read_in_pieces_and_the_worst_counts(guard):
     assert worst == pytest.approx(max(each), abs=1e-4)
     talk = [Message(role="user", content="No"), Message(role="assistant", content=whole.content)]
     cut = ["No", *halves(whole.content.strip())]
-    assert scores(guard, [talk])[0] >= max(naive(guard, [Message(role="user", content=piece)]) for piece in cut) - 1e-4
+    worst = max(naive(guard, [Message(role="user", content=piece)]) for piece in cut)
+    assert scores(guard, [talk]) == pytest.approx([worst], abs=1e-4)
     frame = guard.model_copy(update={"ask": "la la " * 100 + "{conversation}"})
     with pytest.raises(PolicyError, match="fills its context of 96"):
         scores(frame, [[whole]])

@@ -151,7 +151,8 @@ def _site(policy: Policy) -> str:
     edited = sorted((i.site for i in policy.interventions), key=lambda site: int(site.split(".")[0]))
     if not edited and not policy.gate.sites:
         raise PolicyError(
-            f"policy {policy.name} asks a guard alone, and a pardon reads the model itself; give another."
+            f"policy {policy.name} asks a guard alone, and a pardon reads the model itself; give one that edits it, or "
+            "whose gate also reads at a site."
         )
     return edited[0] if edited else policy.gate.sites[-1]
 

@@ -99,11 +99,14 @@ class Guard:
 
     def _shown(self, conversation: Iterable[Message]) -> list[Message]:
         # No marks of the guard's own, and nothing that is said before the user's first word.
-        marks = {str(t) for t in self.lm.tokenizer.added_tokens_decoder.values() if t.special}
+        tokenizer = self.lm.tokenizer
+        marks = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special} | set(
+            tokenizer.all_special_tokens
+        )
         found: list[Message] = []
         for message in conversation:
             content = message.content
-            for mark in sorted(marks | set(self.lm.tokenizer.all_special_tokens)):
+            for mark in sorted(marks):
                 content = content.replace(mark, f"{mark[0]} {mark[1:]}")
             if content.strip() and message.role != "system" and (found or message.role == "user"):
                 found.append(Message(role=message.role, content=content.strip()))
