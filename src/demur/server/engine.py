@@ -217,7 +217,8 @@ class Engine:
                 self._bell.wait()
             if self._stopping:
                 return False
-            come = self._coming = self._next()
+            come = self._next()
+            self._coming = list(come)  # who is done leaves this one, while the other is gone through
         for i in reversed(range(len(self.rows))):
             if self.rows[i].job.cancelled:
                 self.counts["cancelled"] += 1
