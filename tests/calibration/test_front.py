@@ -59,6 +59,21 @@ def test_the_mildest_wins_of_those_near_the_most_refused_within_the_limits():
     assert choose(trials, settings.model_copy(update={"slack": 0.15}))[0].number == 5
 
 
+def test_what_refuses_greedily_alone_does_not_win():
+    drawn = (60, 88, 90)
+    trials = [trial(i, 95, kl=i / 10).model_copy(update={"drawn": Rate.of(n, 100)}) for i, n in enumerate(drawn)]
+    chosen, rule = choose(trials, CalibrationSettings())
+    assert chosen.number == 1, "the mildest of those that hold where any word may be taken"
+    assert "drawn at temperature 1 (2)" in rule
+    torn = [
+        trials[0].model_copy(update={"refused": Rate.of(99, 100)}),
+        trial(1, 79).model_copy(update={"drawn": Rate.of(90, 100)}),
+    ]
+    assert choose(torn, CalibrationSettings())[0].number == 1, (
+        "twenty points short of one is less than thirty of the other"
+    )
+
+
 def test_where_nothing_keeps_to_the_limits_the_best_is_taken_and_the_rule_says_so():
     trials = [trial(0, 90, broken=10), trial(1, 40, broken=5), trial(2, 4)]
     chosen, rule = choose(trials, CalibrationSettings())

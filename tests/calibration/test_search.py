@@ -120,9 +120,9 @@ def test_finalists_meet_an_open_gate_on_every_benign_prompt_that_they_are_tried_
     seen = []
     measured = calibrating.measure
 
-    def watched(there, *more):
+    def watched(there, *more, **how):
         seen.append((there.lowest, [p.id for p in more[-1]]))
-        return measured(there, *more)
+        return measured(there, *more, **how)
 
     monkeypatch.setattr(calibrating, "measure", watched)
     calibrating._searched(tried, trials, validation, scores, tried.base.gate.threshold)

@@ -210,7 +210,8 @@ def _searched(
     good = [validation.rows[i] for i in numbers]
     if scores:  # these too are to open a soft gate that is forced open
         ground = replace(ground, lowest=min(scores[i].score for i in numbers))
-    again = measure(ground, [t.params for t in best], "trying the finalists on more prompts", bad, good)
+    what = "trying the finalists on more prompts"
+    again = measure(ground, [t.params for t in best], what, bad, good, drawn=settings.drawn)
     confirmed = [made.model_copy(update={"number": t.number}) for t, made in zip(best, again, strict=True)]
     chosen, rule = choose(confirmed, settings)
     opening = "that open the gate, " if scores else ""

@@ -47,11 +47,14 @@ def choose(trials: Sequence[Trial], settings: CalibrationSettings) -> tuple[Tria
         said = f"of those with {limits} ({len(good)} of {len(trials)})"
     else:
         said, good = f"of all {len(trials)}, since none with {limits} refuses half as much as the best", list(trials)
-    best = max(t.aims[0] for t in good)
-    near = [t for t in good if t.aims[0] >= best - settings.slack]
+    best = [max(column) for column in zip(*map(_holds, good), strict=True)]
+    short = [max(b - mine for b, mine in zip(best, _holds(t), strict=True)) for t in good]
+    slack = max(settings.slack, min(short))  # the best greedily and the best where drawn may be two
+    near = [t for t, s in zip(good, short, strict=True) if s <= slack]
     chosen = min(near, key=_severity)
+    also = ", greedily and drawn at temperature 1" if any(t.drawn for t in good) else ""
     rule = (
-        f"{said}, those within {100 * settings.slack:g} points of the most harm refused less degenerate replies "
+        f"{said}, those within {100 * slack:.3g} points of the most harm refused less degenerate replies{also} "
         f"({len(near)}); of these the mildest: fewest benign refused with the gate forced open, then least KL, then fewest "
         "positions and lowest dose."
     )
@@ -62,6 +65,10 @@ def within_limits(trial: Trial, settings: CalibrationSettings) -> bool:
     """Whether its refusals are fluent and its replies whole."""
     fluent = trial.fluent is not None and trial.fluent.rate >= settings.fluent
     return fluent and trial.degenerate.rate <= settings.degenerate
+
+
+def _holds(t: Trial) -> tuple[float, float]:
+    return t.aims[0], t.drawn.rate if t.drawn else 0.0
 
 
 def _severity(t: Trial) -> tuple[float, ...]:

@@ -70,6 +70,9 @@ class CalibrationSettings(Settings):
     """As `tried`, for the finalists, between which is chosen; benign ones in proportion."""
     finalists: int = Field(default=5, gt=0)
     """The most promising ways, which are measured again on more prompts."""
+    drawn: int = Field(default=1, ge=0)
+    """So often each finalist answers each of these harmful prompts again, drawn at temperature 1: an edit that just holds
+    where the most likely word is taken may not where any may be."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest reply, in tokens, while trying: as in an evaluation, for some refusals go in circles only towards its end."""
     fluent: float = Field(default=0.95, ge=0, le=1)
@@ -77,7 +80,7 @@ class CalibrationSettings(Settings):
     degenerate: float = Field(default=0.02, ge=0, le=1)
     """Share of all replies that may be degenerate."""
     slack: float = Field(default=0.03, ge=0)
-    """The mildest way wins that refuses within this share of the most harmful prompts refused."""
+    """The mildest way wins that refuses within this share of the most harmful prompts refused, greedily and where drawn."""
     seed: int = 0
     """Of the search, of the refusals that fluency is measured against, and of the control's random features."""
 

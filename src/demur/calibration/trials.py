@@ -52,6 +52,8 @@ class Trial(Record):
     """Of benign validation prompts, with the gate forced open."""
     degenerate: Rate
     """Of all of these replies."""
+    drawn: Rate | None = None
+    """Of the replies to the harmful ones drawn at temperature 1, those that refuse; None where none were."""
     fluent: Rate | None = None
     """Of the refusals of harm; None where there are none."""
     nats: float
@@ -147,6 +149,7 @@ class Counted:
 
     harmful: list[Answer] = field(default_factory=list)
     benign: list[Answer] = field(default_factory=list)
+    drawn: list[Answer] = field(default_factory=list)
     kl: float = 0.0
 
 
@@ -156,10 +159,11 @@ def measure(
     what: str,
     harmful: Sequence[Prompt] | None = None,
     benign: Sequence[Prompt] | None = None,
+    drawn: int = 0,
 ) -> list[Trial]:
     """What each way does, in the order given and numbered from 0; their replies are made in the same batches.
 
-    `harmful` and `benign` take the place of the ground's own prompts.
+    `harmful` and `benign` take the place of the ground's own prompts; `drawn` replies to each harmful one are made besides.
     """
     bad, good = harmful or ground.harmful, benign or ground.benign
     policies = {i: ground.tried(p) for i, p in enumerate(ways)}
@@ -172,6 +176,12 @@ def measure(
     ]
     said = iter(answers(ground.bench, asked, ground.settings.max_new_tokens, what))
     found = {k: Counted(list(itertools.islice(said, len(bad))), list(itertools.islice(said, len(good)))) for k in pairs}
+    again = [(shut, prompt) for shut, _ in pairs.values() for prompt in bad]
+    for seed in range(ground.settings.seed, ground.settings.seed + drawn):
+        most = ground.settings.max_new_tokens
+        luck = iter(answers(ground.bench, again, most, f"{what}, drawn", temperature=1.0, seed=seed))
+        for counted in found.values():
+            counted.drawn += itertools.islice(luck, len(bad))
     if ground.passages:
         forced = {f.hash: f for _, f in pairs.values()}
         lm, saes = ground.bench.lm, ground.bench.saes
@@ -195,6 +205,9 @@ def _trial(number: int, params: Params, counted: Counted, nats: Mapping[str, Any
         refused=Rate.of(bad.count("refused"), len(bad)),
         benign_refused=Rate.of(good.count("refused"), len(good)),
         degenerate=Rate.of((bad + good).count("degenerate"), len(bad) + len(good)),
+        drawn=Rate.of(sum(a.outcome == "refused" for a in counted.drawn), len(counted.drawn))
+        if counted.drawn
+        else None,
         fluent=Rate.of(sum(e <= limit for e in each), len(each)) if each else None,
         nats=sum(n.nats for n in costs) / max(1, sum(n.tokens for n in costs)) if costs else SPEECHLESS,
         kl=counted.kl,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -146,11 +147,18 @@ class Answer:
 
 
 def answers(
-    bench: Bench, asked: Sequence[tuple[Policy, Prompt]], max_new_tokens: int = 40, what: str = "trying features"
+    bench: Bench,
+    asked: Sequence[tuple[Policy, Prompt]],
+    max_new_tokens: int = 40,
+    what: str = "trying features",
+    **how: Any,
 ) -> list[Answer]:
-    """Greedy replies to prompts, each under its policy, judged; all policies share batches, a row each."""
+    """Replies to prompts, each under its policy, judged; all policies share batches, a row each.
+
+    They are greedy unless `how` says otherwise (`GenerationSettings`).
+    """
     found: list[Transcript | None] = [None] * len(asked)
-    settings = GenerationSettings(max_new_tokens=max_new_tokens)
+    settings = GenerationSettings(max_new_tokens=max_new_tokens, **how)
     with bar(what, len(asked)) as progress:
         replies = generate(
             bench.lm, bench.saes, [p.conversation for _, p in asked], [q for q, _ in asked], settings, bench.batch

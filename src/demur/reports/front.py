@@ -63,11 +63,12 @@ def _point(t: Trial, what: str) -> dict[str, Any]:
 
 
 def front_rows(trials: Sequence[Trial], chosen: int) -> list[list[str]]:
-    """Finalists as rows of a table: what, refused, benign refused, degenerate, fluent, nats, KL."""
+    """Finalists as rows of a table: what, refused, refused where drawn, benign refused, degenerate, fluent, nats, KL."""
     return [
         [
             f"{'→ ' if t.number == chosen else ''}{in_words(t)}",
             str(t.refused),
+            str(t.drawn or "-"),
             str(t.benign_refused),
             str(t.degenerate),
             str(t.fluent) if t.fluent else "-",

@@ -113,7 +113,7 @@ def told(made: Calibrated) -> str:
         text += f"  compliant replies to harmful prompts that open it: {caught}\n"
     table = Table(title=f"Finalists of {len(made.front.trials)} trials", title_justify="left", caption_justify="left")
     table.caption = made.front.rule
-    for column in ("way to act", "harmful refused", "benign refused", "degenerate", "fluent", "nats", "KL"):
+    for column in ("way to act", "harmful refused", "drawn", "benign refused", "degenerate", "fluent", "nats", "KL"):
         table.add_column(column)
     for row in front_rows(made.front.confirmed, made.front.chosen):
         table.add_row(*row)
