@@ -2,7 +2,7 @@
 
 import pytest
 
-from demur.errors import PolicyError
+from demur.errors import PolicyError, SettingsError
 from demur.features.effect import Bench
 from demur.features.find import find
 from demur.features.settings import FindSettings
@@ -41,6 +41,21 @@ def test_actuators_stay_and_sensors_are_fitted_anew(tmp_path):
     assert found.how == "as it was" and found.kinds == ()
     assert found.sensors() and [f.id for f in found.sensors()] != [5]
     assert all("auc" in f.scores for f in found.sensors())
+
+
+def test_a_source_left_out_is_as_if_it_had_not_been_there():
+    bench, kept = Bench(tiny.lm(), tiny.sae()), before(Bench(tiny.lm(), tiny.sae()))
+    settings = FindSettings(method="contrast", sensors=4, dosed=2, each_kind=4)
+    whole, validation = prompts("train", 30), prompts("validation", 4)
+    rows = tuple(r.model_copy(update={"source": "other" if i % 3 == 0 else "s"}) for i, r in enumerate(whole.rows))
+    mixed, rest = whole.model_copy(update={"rows": rows}), tuple(r for r in rows if r.source == "s")
+    alone = find(bench, whole.model_copy(update={"rows": rest}), validation, settings, "s", kept=kept)
+    assert (
+        find(bench, mixed, validation, settings.model_copy(update={"leave_out": ("other",)}), "s", kept=kept) == alone
+    )
+    assert find(bench, mixed, validation, settings, "s", kept=kept) != alone
+    with pytest.raises(SettingsError, match="no training prompt is of the source 'its'.*there are other, s"):
+        find(bench, mixed, validation, settings.model_copy(update={"leave_out": ("its",)}), "s", kept=kept)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def find(
         PolicyError: what is kept was found on another model or SAE, or by another method; a guard that cannot be asked.
         PromptError: a set without harmful or without benign prompts, or without two sources of each to leave out.
         ModelError: the guard that is named cannot be loaded.
-        SettingsError: sensors are to be measured, or a guard weighed with them, and the method finds none.
+        SettingsError: sensors are to be measured, or a guard weighed with them, and the method finds none; a source to leave
+            out that no prompt is of.
         SAEError: no feature, nor any set of them, makes the model refuse (effect).
     """
     if settings.held_out:
@@ -84,6 +85,7 @@ def find(
             )
         # One that cannot be asked is found out before the work, not behind it.
         guard_of(settings.guard, bench.lm.device)
+    train = without(train, settings.leave_out)
     if settings.wrapped and len(train.rows) >= FEWEST:
         train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
     if kept is None:
@@ -118,6 +120,22 @@ def find(
     if folder is not None:
         (folder / STREAMS).unlink(missing_ok=True)  # gigabytes, and only of use to a run that was stopped
     return made.holding(sensed.arrays) if sensed.arrays else made
+
+
+def without(prompts: PromptSet, sources: Sequence[str]) -> PromptSet:
+    """The prompts that are of other sources.
+
+    Raises:
+        SettingsError: no prompt is of one of them.
+    """
+    known = sorted({row.source or prompts.name for row in prompts.rows})
+    for source in sources:
+        if source not in known:
+            raise SettingsError(
+                f"no training prompt is of the source {source!r} to leave out; there are {', '.join(known)}."
+            )
+    rows = tuple(row for row in prompts.rows if (row.source or prompts.name) not in sources)
+    return prompts.model_copy(update={"rows": rows})
 
 
 def _check_kept(bench: Bench, kept: FeatureSet, settings: FindSettings) -> None:

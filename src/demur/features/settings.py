@@ -85,6 +85,9 @@ class FindSettings(Settings):
     late_replies: int = Field(default=0, ge=0)
     """Harmful, and as many benign, training prompts to which the plain model's replies are read, to find what reads harm off
     a reply as it is written: a second gate, on the reply; 0: none."""
+    leave_out: tuple[str, ...] = ()
+    """Sources of training prompts that are not used: what is calibrated and measured then on such prompts says what a gate
+    knows of a style that it never met."""
     held_out: bool = False
     """Also fit the sensors, and a dense probe beside them, without two sources at a time, and measure them there."""
     seed: int = 0
