@@ -54,7 +54,7 @@ def test_a_source_left_out_is_as_if_it_had_not_been_there():
         find(bench, mixed, validation, settings.model_copy(update={"leave_out": ("other",)}), "s", kept=kept) == alone
     )
     assert find(bench, mixed, validation, settings, "s", kept=kept) != alone
-    with pytest.raises(SettingsError, match="no training prompt is of the source 'its'.*there are other, s"):
+    with pytest.raises(SettingsError, match=r"no training prompt is of the source 'its'.*there are other, s"):
         find(bench, mixed, validation, settings.model_copy(update={"leave_out": ("its",)}), "s", kept=kept)
 
 
