@@ -28,6 +28,10 @@ def shipped_prompts(split: Split) -> PromptSet:
     The newer ones also say in `extra["mechanism"]` why it only looks like harm: by the kinds of look-alike of the taxonomy
     (`homonym`, `figurative`, `safe_target`, ...), or as `fiction`, `academic`, `professional`, `victim`, `text`, `advice`,
     `purpose`.
+
+    Without a twin are harmless texts to write on touchy subjects (ids `touchy-text`), requests put as a language model puts
+    them that was told to make a harmful one harmless (`softened`; a sixth are harmful all the same), bold imperatives and
+    short questions (`bold`, likewise), and plain parts to play and long tasks (`part`).
     """
     with as_file(files("demur.shipped") / "prompts" / f"{split}.jsonl") as path:
         return PromptSet.load(path).model_copy(update={"name": f"demur-{split}"})
