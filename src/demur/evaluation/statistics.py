@@ -13,41 +13,12 @@ import numpy as np
 from pydantic import Field
 
 from demur.errors import PromptError
-from demur.records import Area, Record
+from demur.records import Area, Rate, Record
 
 RESAMPLES = 2000
 """Bootstrap resamples of an interval: enough for its second figure."""
 CELLS = 2_000_000
 """Numbers drawn at a time."""
-
-
-class Rate(Record):
-    """A share of `n` cases with its Wilson interval; shares of 1, printed in percent."""
-
-    k: int = Field(ge=0)
-    n: int = Field(ge=1)
-    rate: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, k: int, n: int) -> Self:
-        """The rate of `k` cases in `n` (Wilson, 1927).
-
-        Raises:
-            PromptError: no case at all, or a count that does not lie between 0 and `n`.
-        """
-        from statsmodels.stats.proportion import proportion_confint
-
-        if n == 0:
-            raise PromptError("a rate of no cases; give at least one row.")
-        if not 0 <= k <= n:
-            raise PromptError(f"{k} of {n} cases; expected a count from 0 to {n}.")
-        interval: Any = proportion_confint(k, n, method="wilson")
-        return cls(k=k, n=n, rate=k / n, low=float(interval[0]), high=float(interval[1]))
-
-    def __str__(self) -> str:
-        return f"{100 * self.rate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] (n = {self.n})"
 
 
 class Difference(NamedTuple):

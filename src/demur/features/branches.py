@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from demur.evaluation.capability.packing import by_part
 from demur.features.effect import Bench, Conversation
 from demur.models.chat import encode, tokens_and_roles
 from demur.models.hooks import at_blocks
@@ -68,10 +69,6 @@ class Branches:
         places = [len(before) + i for n in lengths for i in range(n)]
         part = torch.repeat_interleave(torch.arange(1, len(replies) + 1), torch.tensor(lengths))
         whole = torch.cat([torch.zeros(len(before), dtype=torch.long), part])
-        # Each token sees the prompt and its own trial, up to itself.
-        seen = ((whole[None, :] == 0) | (whole[None, :] == whole[:, None])).tril()
-        like = next(lm.model.parameters())
-        mask = torch.zeros(1, 1, *seen.shape, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
         which = (part - 1 + start).to(lm.device)
 
         def handler(hidden: Tensor) -> Tensor:
@@ -81,7 +78,7 @@ class Branches:
         with at_blocks({lm.block(self.bench.sae.config.site): handler}):
             logits = lm.logits(
                 torch.tensor([before + tokens], device=lm.device),
-                mask.to(lm.device),
+                by_part(whole[None], next(lm.model.parameters())),
                 torch.tensor([[*range(len(before)), *places]], device=lm.device),
                 last=len(tokens),
             )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.activations.harvest import read
+from demur.activations.harvest import read, read_in_passes
 from demur.models.chat import Role, tokens_and_roles
 from demur.models.load import LanguageModel
 from demur.progress import bar
@@ -32,22 +32,15 @@ def read_dense(
     shape = (len(conversations), lm.d_model)
     found = {site: Prompted(torch.zeros(shape), torch.zeros(shape)) for site in sites}
     coded = [tokens_and_roles(lm, c) for c in conversations]
-    order = sorted(range(len(coded)), key=lambda i: len(coded[i][0]))
-    with bar("reading prompts", len(order)) as progress:
-        for start in range(0, len(order), batch):
-            group = order[start : start + batch]
-            width = len(coded[group[-1]][0])
-            # Padding on the right needs no mask: no token sees what follows it.
-            ids = torch.tensor([coded[i][0] + [0] * (width - len(coded[i][0])) for i in group], device=lm.device)
-            for site, hidden in read(lm, sites, ids).items():
-                for row, i in enumerate(group):
-                    roles = torch.tensor(coded[i][1])
-                    own = (roles == Role.USER) | (roles == Role.ASSISTANT)
-                    own[-TAIL:] = True
-                    stream = hidden[row, : len(roles)].float().cpu()
-                    found[site].last[i] = stream[-1]
-                    found[site].mean[i] = stream[own].mean(0)
-            progress.step(len(group))
+    for group, streams in read_in_passes(lm, sites, [ids for ids, _ in coded], batch, "reading prompts"):
+        for site, hidden in streams.items():
+            for row, i in enumerate(group):
+                roles = torch.tensor(coded[i][1])
+                own = (roles == Role.USER) | (roles == Role.ASSISTANT)
+                own[-TAIL:] = True
+                stream = hidden[row, : len(roles)].float().cpu()
+                found[site].last[i] = stream[-1]
+                found[site].mean[i] = stream[own].mean(0)
     return found
 
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from demur.activations.harvest import read
+from demur.activations.harvest import read_in_passes
 from demur.features.branches import Branches
 from demur.features.effect import Bench, Conversation
 from demur.models.load import LanguageModel
-from demur.progress import bar
 from demur.records import Evidence
 from demur.sae.sae import SAE
 
@@ -46,18 +45,10 @@ def _peaks(lm: LanguageModel, sae: SAE, features: Sequence[int], texts: Sequence
     values = torch.zeros(len(texts), len(features))
     places = torch.zeros(len(texts), len(features), dtype=torch.long)
     wanted = torch.tensor(features, device=lm.device)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    with bar("collecting contexts", len(texts)) as progress:
-        for start in range(0, len(order), TOGETHER):
-            group = order[start : start + TOGETHER]
-            width = len(texts[group[-1]])
-            # Padding on the right needs no mask: no token sees what follows it.
-            ids = torch.tensor([texts[i] + [0] * (width - len(texts[i])) for i in group], device=lm.device)
-            hidden = read(lm, [sae.config.site], ids)[sae.config.site]
-            for row, i in enumerate(group):
-                values[i], where = sae.read(hidden[row, 1 : len(texts[i])], wanted).max(0)
-                places[i] = where + 1
-            progress.step(len(group))
+    for group, streams in read_in_passes(lm, [sae.config.site], texts, TOGETHER, "collecting contexts"):
+        for row, i in enumerate(group):
+            values[i], where = sae.read(streams[sae.config.site][row, 1 : len(texts[i])], wanted).max(0)
+            places[i] = where + 1
     return values, places
 
 

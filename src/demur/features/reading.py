@@ -13,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demur.activations.harvest import read
+from demur.activations.harvest import read_in_passes
 from demur.files import replacing
 from demur.models.chat import Role, tokens_and_roles
 from demur.models.load import LanguageModel
-from demur.progress import bar
 from demur.records import Message
 from demur.sae.sae import SAE
 from demur.steering.session import TAIL
@@ -165,14 +164,7 @@ def _passes(
     lm: LanguageModel, sites: list[str], rows: Sequence[tuple[list[int], list[bool]]], batch: int, what: str
 ) -> Iterator[tuple[list[int], Mapping[str, Float[Tensor, "rows tokens d_model"]], Bool[Tensor, "rows tokens"]]]:
     # Rows of like length together: which they are, the stream at each site, and which tokens are read.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    with bar(what, len(order)) as progress:
-        for start in range(0, len(order), batch):
-            group = order[start : start + batch]
-            width = len(rows[group[-1]][0])
-            # Padding on the right needs no mask: no token sees what follows it.
-            ids = torch.tensor([rows[i][0] + [0] * (width - len(rows[i][0])) for i in group], device=lm.device)
-            read_here = torch.tensor([rows[i][1] + [False] * (width - len(rows[i][1])) for i in group])
-            hidden = read(lm, sites, ids)
-            yield group, hidden, read_here.to(hidden[sites[0]].device)
-            progress.step(len(group))
+    for group, hidden in read_in_passes(lm, sites, [ids for ids, _ in rows], batch, what):
+        stream = hidden[sites[0]]
+        read_here = [rows[i][1] + [False] * (stream.shape[1] - len(rows[i][1])) for i in group]
+        yield group, hidden, torch.tensor(read_here, device=stream.device)

@@ -95,6 +95,12 @@ def label(
     return ids, roles
 
 
+def bare_roles(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
+    """The `Role` of each token of a prompt without messages: all of it is the user's but the special tokens."""
+    special = set(lm.tokenizer.all_special_ids)
+    return [int(Role.TEMPLATE if token in special else Role.USER) for token in ids]
+
+
 def encode(lm: LanguageModel, conversations: Sequence[Sequence[Message]]) -> Encoded:
     """A left-padded batch of conversations, each ready for its reply."""
     return pad(lm, [tokens_and_roles(lm, c) for c in conversations])

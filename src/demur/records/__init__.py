@@ -20,6 +20,7 @@ from demur.records.features import (
 from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
 from demur.records.policy import LEVELS, Level, LevelName, Policy
 from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
+from demur.records.rates import Rate
 from demur.records.record import R, Record, evenly, evenly_of, first_problem, parse, read_rows
 from demur.records.sensors import (
     AttentionSensor,
@@ -78,6 +79,7 @@ __all__ = [
     "PromptSet",
     "Push",
     "R",
+    "Rate",
     "Reader",
     "Record",
     "Removal",

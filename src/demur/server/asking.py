@@ -7,7 +7,7 @@ from fastapi import Request
 from jinja2 import TemplateError
 
 from demur.errors import DemurError, PromptError
-from demur.models.chat import Role, label, render, tokens_and_roles
+from demur.models.chat import bare_roles, label, render, tokens_and_roles
 from demur.models.generation import TOP_K
 from demur.models.load import LanguageModel
 from demur.records import Message
@@ -87,7 +87,7 @@ async def text_tokens(serving: Serving, prompts: Sequence[str | list[int]]) -> l
         ApiError: 400 where one is empty, does not fit the context, or has a token that is none.
     """
     lm = serving.lm
-    special, vocab = set(lm.tokenizer.all_special_ids), lm.model.get_input_embeddings().weight.shape[0]
+    vocab = lm.model.get_input_embeddings().weight.shape[0]
 
     def work(prompt: str | list[int]) -> Coded:
         if isinstance(prompt, str):
@@ -97,8 +97,7 @@ async def text_tokens(serving: Serving, prompts: Sequence[str | list[int]]) -> l
         else:
             if any(not 0 <= t < vocab for t in prompt):
                 raise ApiError(400, f"a token lies outside of 0 to {vocab - 1}.", "invalid_value", "prompt")
-            ids = prompt
-            roles = [int(Role.TEMPLATE if t in special else Role.USER) for t in prompt]
+            ids, roles = prompt, bare_roles(lm, prompt)
         if not ids:
             raise ApiError(400, "a prompt is empty; give at least one token.", "invalid_value", "prompt")
         _check_length(lm, len(ids))

@@ -84,28 +84,33 @@ class Keys(Record):
         return next((Caller(name=k.name, role=k.role) for k in self.keys if k.sha256 == digest), None)
 
 
-def require(role: Role) -> Callable[..., Awaitable[Caller]]:
-    """A FastAPI dependency that gives the caller, if they may do what takes this role.
+def admitted(keys: Keys | None, key: str, role: Role) -> Caller:
+    """Who sends this key (empty: none), if they may do what takes this role.
 
     Raises:
         ApiError: 401 without a key that is known, 403 with one of a lesser role.
     """
+    caller = LOCAL if keys is None else keys.caller(key) if key else None
+    if caller is None:
+        told = "this key is not known" if key else "there is no key in the request"
+        raise ApiError(
+            401,
+            f"{told}; send `Authorization: Bearer KEY` with one that the operator gave you.",
+            "invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    if not caller.may(role):
+        raise ApiError(403, f"this takes the role {role}; the key {caller.name} has {caller.role}.", "wrong_role")
+    return caller
+
+
+def require(role: Role) -> Callable[..., Awaitable[Caller]]:
+    """A FastAPI dependency that gives the caller, if they are `admitted`."""
 
     async def caller(
         request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> Caller:
-        keys: Keys | None = request.app.state.keys
-        found = LOCAL if keys is None else keys.caller(given.credentials) if given else None
-        if found is None:
-            told = "this key is not known" if given else "there is no key in the request"
-            raise ApiError(
-                401,
-                f"{told}; send `Authorization: Bearer KEY` with one that the operator gave you.",
-                "invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if not found.may(role):
-            raise ApiError(403, f"this takes the role {role}; the key {found.name} has {found.role}.", "wrong_role")
+        found = admitted(request.app.state.keys, given.credentials if given else "", role)
         request.state.caller = found
         return found
 

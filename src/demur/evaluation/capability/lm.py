@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from demur.errors import PolicyError, SettingsError
 from demur.evaluation.capability.packing import Row, batches, columns, packed, packs
-from demur.models.chat import Encoded, Role, label, pad
+from demur.models.chat import Encoded, Role, bare_roles, label, pad
 from demur.models.generation import end_tokens
 from demur.models.load import LanguageModel, ModelSettings, load
 from demur.records import Message, Policy, first_problem
@@ -356,8 +356,7 @@ class SteeredLM(HFLM):
         # What the tokenizer adds by itself, such as BOS, stands before or behind.
         before = next((i for i in range(len(ids) - len(coded) + 1) if ids[i : i + len(coded)] == coded), None)
         if before is None:
-            special = set(self.tokenizer.all_special_ids)
-            return ids, [int(Role.TEMPLATE if t in special else Role.USER) for t in ids]
+            return ids, bare_roles(self.lm, ids)
         after = len(ids) - len(coded) - before
         return ids, [int(Role.TEMPLATE)] * before + roles + [int(Role.TEMPLATE)] * after
 

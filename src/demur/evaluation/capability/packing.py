@@ -94,9 +94,11 @@ def packed(
             part[i, start:end] = number
             start = end
         part[i, start:] = -1
-    # Each token sees the prompt and its own part, up to itself.
-    seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-    hidden = ~(seen & torch.ones(seq, seq, dtype=torch.bool).tril())
-    mask = torch.zeros(len(batch), 1, seq, seq, dtype=like.dtype)
-    mask = mask.masked_fill(hidden[:, None], torch.finfo(like.dtype).min)
-    return ids.to(like.device), mask.to(like.device), positions.to(like.device)
+    return ids.to(like.device), by_part(part, like), positions.to(like.device)
+
+
+def by_part(part: Int[Tensor, "batch seq"], like: Tensor) -> Float[Tensor, "batch 1 seq seq"]:
+    """The additive attention mask by which each token sees the prompt (part 0) and its own part, up to itself."""
+    seen = ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])).tril()
+    mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
+    return mask[:, None].to(like.device)

@@ -6,31 +6,9 @@ from typing import Any, NamedTuple
 
 from demur.errors import FileError
 from demur.files import nearest, read_json, read_jsonl
-from demur.records import Transcript, Verdict, parse
+from demur.records import Rate, Transcript, Verdict, parse
 
 RESULTS, TRANSCRIPTS, VERDICTS = "results.json", "transcripts.jsonl", "verdicts.jsonl"
-Z = 1.959963984540054
-"""Of a 95 % interval."""
-
-
-class Rate(NamedTuple):
-    """`k` of `n`, with its Wilson interval (95 %)."""
-
-    k: int
-    n: int
-
-    @property
-    def rate(self) -> float:
-        """The share."""
-        return self.k / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Low and high (Wilson, 1927)."""
-        p, spread = self.rate, Z * Z / self.n
-        middle = (p + spread / 2) / (1 + spread)
-        half = Z / (1 + spread) * (p * (1 - p) / self.n + spread / (4 * self.n)) ** 0.5
-        return max(0.0, middle - half), min(1.0, middle + half)
 
 
 class Point(NamedTuple):
@@ -61,6 +39,7 @@ class Run:
 
         Raises:
             FileError: the folder's results cannot be read.
+            PromptError: they count more refusals than prompts.
         """
         counts: dict[str, dict[str, list[int]]] = {}
         for row in read_json(self.folder / RESULTS):
@@ -73,7 +52,7 @@ class Run:
             except (KeyError, TypeError, ValueError) as error:
                 raise FileError(f"{self.folder / RESULTS} has a row without {error}; evaluate again.") from error
         both = {p: c for p, c in counts.items() if all(c.get(label, (0, 0))[1] for label in ("harmful", "benign"))}
-        return [Point(p, Rate(*c["harmful"]), Rate(*c["benign"])) for p, c in both.items()]
+        return [Point(p, Rate.of(*c["harmful"]), Rate.of(*c["benign"])) for p, c in both.items()]
 
     @cached_property
     def answers(self) -> list[Answer]:

@@ -3,9 +3,10 @@
 import anyio.to_thread
 
 from demur.errors import DemurError
+from demur.records import Rate
 from demur.server.page.desk import Desk
 from demur.server.page.parts import PRESSED, Choice, Field, Tag, button, remark
-from demur.server.page.runs import Answer, Point, Rate, Run, find_runs
+from demur.server.page.runs import Answer, Point, Run, find_runs
 
 SIDE, LEFT, TOP = 400, 46, 14
 """Of the drawing: the square, and the room for what is written beside it."""
@@ -104,9 +105,9 @@ class _Figure:
         )
         with Tag("g", classes="point", tabindex="0", role="button", aria_label=said, aria_pressed="false") as mark:
             x, y = benign.rate, harmful.rate
-            low, high = benign.interval
+            low, high = benign.low, benign.high
             Tag("line", x1=_x(low), x2=_x(high), y1=_y(y), y2=_y(y), stroke=colour, stroke_width="1.5", opacity=".5")
-            low, high = harmful.interval
+            low, high = harmful.low, harmful.high
             Tag("line", x1=_x(x), x2=_x(x), y1=_y(low), y2=_y(high), stroke=colour, stroke_width="1.5", opacity=".5")
             Tag("circle", cx=_x(x), cy=_y(y), r="16", fill="transparent")
             Tag(
@@ -161,8 +162,7 @@ class _Figure:
                         for rate in (point.harmful, point.benign):
                             with Tag("td", classes="figure-cell"):
                                 Tag("span", f"{100 * rate.rate:.1f} %")
-                                low, high = rate.interval
-                                Tag("small", f"[{100 * low:.1f}, {100 * high:.1f}]")
+                                Tag("small", f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]")
 
     async def open(self, policy: str) -> None:
         """Shows the answers of a policy."""
@@ -241,5 +241,4 @@ def _y(share: float, more: float = 0) -> str:
 
 
 def _percent(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{100 * rate.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * rate.rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"

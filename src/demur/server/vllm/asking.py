@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from demur.errors import PolicyError
-from demur.models.chat import Role, label
+from demur.models.chat import bare_roles, label
 from demur.models.load import LanguageModel
 from demur.records import Fired, Message
 from demur.server.dialect import Wish
@@ -82,17 +82,12 @@ class Asking:
         told = self.menu.told(self.lm.name, wished((params.extra_args or {}).get("demur")))
         told["steered"] = not self.picked(told).policy.is_plain
         if told["steered"]:
-            told["roles"] = list(roles) if roles is not None else self.nobodys(ids)
+            told["roles"] = list(roles) if roles is not None else bare_roles(self.lm, ids)
         params.extra_args = {**(params.extra_args or {}), "demur": told}
         if not told["steered"]:
             return None
         params.skip_reading_prefix_cache = True
         return f"demur-{secrets.token_hex(16)}"
-
-    def nobodys(self, ids: Sequence[int]) -> list[int]:
-        """The roles of a bare prompt's tokens: all of it is the user's but the special tokens."""
-        special = set(self.lm.tokenizer.all_special_ids)
-        return [int(Role.TEMPLATE if t in special else Role.USER) for t in ids]
 
     def roles(self, conversation: Sequence[Mapping[str, Any]], text: str, ids: Sequence[int]) -> list[int]:
         """Whose each token of a rendered conversation is; where that cannot be told, all of it is read."""
@@ -100,7 +95,7 @@ class Asking:
         found, roles = label(self.lm, text, messages, special_tokens=False)
         if list(found) != list(ids):
             log.warning("a prompt is not its conversation in the template; its gate reads all of it.")
-            return self.nobodys(ids)
+            return bare_roles(self.lm, ids)
         return roles
 
     def accounts(

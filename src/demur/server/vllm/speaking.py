@@ -13,7 +13,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demur.errors import DemurError
-from demur.server.keys import LOCAL, Keys
+from demur.server.keys import Keys, admitted
 from demur.server.limits import LocalOnly, SizeLimit
 from demur.server.offer import NotOfferedError
 from demur.server.problems import ApiError
@@ -57,17 +57,7 @@ class Speaking:
         if scope["path"] in OPEN:
             return
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ").strip()
-        caller = LOCAL if self.keys is None else self.keys.caller(given)
-        if caller is None:
-            raise ApiError(
-                401,
-                f"{'this key is not known' if given else 'there is no key in the request'}; send `Authorization: Bearer "
-                "KEY` with one that the operator gave you.",
-                "invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if not caller.may("user" if scope["path"].startswith("/v1/") else "operator"):
-            raise ApiError(403, f"this takes the role operator; the key {caller.name} has {caller.role}.", "wrong_role")
+        admitted(self.keys, given, "user" if scope["path"].startswith("/v1/") else "operator")
 
     async def _translated(self, scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Receive, Send]:
         given = b""
