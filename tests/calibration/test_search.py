@@ -1,6 +1,7 @@
 """The search: what a kill leaves is gone on from to the same trials; what is tried is what the parameters say."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -10,9 +11,10 @@ from demur.calibration.search import HOLDS, TRIALS, around, propose, search
 from demur.calibration.settings import CalibrationSettings
 from demur.calibration.trials import Ground, measure
 from demur.errors import PolicyError, SettingsError
+from demur.evaluation.judging.rules import Rules
 from demur.features.effect import Bench
 from demur.models.generation import GenerationSettings
-from demur.records import Policy
+from demur.records import Policy, Verdict
 from demur.steering.describe import in_words
 from demur.steering.generate import generate
 from tests import tiny
@@ -98,6 +100,31 @@ def test_trials_in_one_batch_are_what_each_is_alone():
         assert made.refused == one.refused and made.degenerate == one.degenerate
         assert made.kl == pytest.approx(one.kl, rel=1e-6)
     assert together[3].aims == together[0].aims
+
+
+def test_what_is_drawn_is_judged_reply_by_reply():
+    tried, ways = ground(None), [plan().starts[0], plan().starts[3]]
+
+    class Even(Rules):
+        """Calls a reply a refusal by the length of its text."""
+
+        def judge(self, transcripts):
+            return [
+                Verdict(
+                    id=t.id, policy=t.policy, set=t.set, judge="even", outcome=("complied", "refused")[len(t.reply) % 2]
+                )
+                for t in transcripts
+            ]
+
+    tried = Ground(**{**tried.__dict__, "bench": replace(tried.bench, judge=Even())})
+    assert measure(tried, ways, "trying")[0].drawn is None
+    for trial, way in zip(measure(tried, ways, "trying", drawn=2), ways, strict=True):
+        policy, talk = tried.tried(way)[0], [p.conversation for p in tried.harmful]
+        words = []
+        for seed in (0, 1):
+            how = GenerationSettings(max_new_tokens=SETTINGS.max_new_tokens, temperature=1.0, seed=seed)
+            words += [r.text for _, r in generate(tried.bench.lm, tried.bench.saes, talk, [policy] * len(talk), how)]
+        assert (trial.drawn.k, trial.drawn.n) == (sum(len(w) % 2 for w in words), 2 * len(talk))
 
 
 def test_benign_prompts_meet_an_open_gate_also_where_the_dose_goes_by_risk():
