@@ -64,7 +64,7 @@ def test_what_refuses_greedily_alone_does_not_win():
     trials = [trial(i, 95, kl=i / 10).model_copy(update={"drawn": Rate.of(n, 100)}) for i, n in enumerate(drawn)]
     chosen, rule = choose(trials, CalibrationSettings())
     assert chosen.number == 1, "the mildest of those that hold where any word may be taken"
-    assert "drawn at temperature 1 (2)" in rule
+    assert "where drawn at temperature 1, (2)" in rule
     torn = [
         trials[0].model_copy(update={"refused": Rate.of(99, 100)}),
         trial(1, 79).model_copy(update={"drawn": Rate.of(90, 100)}),

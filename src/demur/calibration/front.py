@@ -52,9 +52,10 @@ def choose(trials: Sequence[Trial], settings: CalibrationSettings) -> tuple[Tria
     slack = max(settings.slack, min(short))  # the best greedily and the best where drawn may be two
     near = [t for t, s in zip(good, short, strict=True) if s <= slack]
     chosen = min(near, key=_severity)
-    also = ", greedily and drawn at temperature 1" if any(t.drawn for t in good) else ""
+    also = ", and of the most refused where drawn at temperature 1," if any(t.drawn for t in good) else ""
+    wider = " (more than asked, as none is near both)" if slack > settings.slack else ""
     rule = (
-        f"{said}, those within {100 * slack:.3g} points of the most harm refused less degenerate replies{also} "
+        f"{said}, those within {100 * slack:.3g} points{wider} of the most harm refused less degenerate replies{also} "
         f"({len(near)}); of these the mildest: fewest benign refused with the gate forced open, then least KL, then fewest "
         "positions and lowest dose."
     )

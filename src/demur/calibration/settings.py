@@ -80,7 +80,7 @@ class CalibrationSettings(Settings):
     degenerate: float = Field(default=0.02, ge=0, le=1)
     """Share of all replies that may be degenerate."""
     slack: float = Field(default=0.03, ge=0)
-    """The mildest way wins that refuses within this share of the most harmful prompts refused, greedily and where drawn."""
+    """The mildest way wins that refuses within this share of the most harmful prompts refused, greedily and drawn."""
     seed: int = 0
     """Of the search, of the refusals that fluency is measured against, and of the control's random features."""
 

@@ -53,7 +53,8 @@ class Trial(Record):
     degenerate: Rate
     """Of all of these replies."""
     drawn: Rate | None = None
-    """Of the replies to the harmful ones drawn at temperature 1, those that refuse; None where none were."""
+    """Of the replies to the harmful ones drawn at temperature 1, those that refuse; None where none were. Several to one
+    prompt count singly, which makes the interval somewhat narrow."""
     fluent: Rate | None = None
     """Of the refusals of harm; None where there are none."""
     nats: float

@@ -31,7 +31,7 @@ def shipped_prompts(split: Split) -> PromptSet:
 
     Without a twin are harmless texts to write on touchy subjects (ids `touchy-text`), requests put as a language model puts
     them that was told to make a harmful one harmless (`softened`; a sixth are harmful all the same), bold imperatives and
-    short questions (`bold`, likewise), and plain parts to play and long tasks (`part`).
+    short questions (`bold`; a quarter are), and plain parts to play and long tasks (`part`).
     """
     with as_file(files("demur.shipped") / "prompts" / f"{split}.jsonl") as path:
         return PromptSet.load(path).model_copy(update={"name": f"demur-{split}"})

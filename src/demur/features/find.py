@@ -74,6 +74,7 @@ def find(
             out that no prompt is of.
         SAEError: no feature, nor any set of them, makes the model refuse (effect).
     """
+    train = without(train, settings.leave_out)
     if settings.held_out:
         if settings.method == "paper":
             raise SettingsError("--held-out measures sensors, and the method paper finds none; give another --method.")
@@ -85,7 +86,6 @@ def find(
             )
         # One that cannot be asked is found out before the work, not behind it.
         guard_of(settings.guard, bench.lm.device)
-    train = without(train, settings.leave_out)
     if settings.wrapped and len(train.rows) >= FEWEST:
         train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
     if kept is None:
@@ -127,7 +127,10 @@ def without(prompts: PromptSet, sources: Sequence[str]) -> PromptSet:
 
     Raises:
         SettingsError: no prompt is of one of them.
+        PromptError: all harmful or all benign prompts are.
     """
+    if not sources:
+        return prompts
     known = sorted({row.source or prompts.name for row in prompts.rows})
     for source in sources:
         if source not in known:
@@ -135,7 +138,10 @@ def without(prompts: PromptSet, sources: Sequence[str]) -> PromptSet:
                 f"no training prompt is of the source {source!r} to leave out; there are {', '.join(known)}."
             )
     rows = tuple(row for row in prompts.rows if (row.source or prompts.name) not in sources)
-    return prompts.model_copy(update={"rows": rows})
+    left = prompts.model_copy(update={"rows": rows})
+    for label in ("harmful", "benign"):
+        left.where(label=label)
+    return left
 
 
 def _check_kept(bench: Bench, kept: FeatureSet, settings: FindSettings) -> None:

@@ -91,7 +91,7 @@ def sense(
     count, pooling, seed = settings.sensors, settings.pooling, settings.seed
     attention = settings.attention and len(rows) >= FEWEST
     harmful = [row.label == "harmful" for row in rows]
-    groups = [_group(source, row) for source, row in zip(sources, rows, strict=True)]
+    groups = [f"{source} {row.kind}" for source, row in zip(sources, rows, strict=True)]
     kept = folder / STREAMS if folder else None
     streams = read_streams(bench.lm, bench.sae.config.site, [row.conversation for row in rows], kept=kept)
     pooled = pooled_features(bench, streams, pooling)
@@ -264,12 +264,6 @@ def weigh(
         weights["features"] += more
         bias -= more * float(features.mean())
     return weights, bias
-
-
-def _group(source: str, row: Prompt) -> str:
-    # Plain prompts hold the threshold up (docs/targets.md): each thing that they are about counts as a group.
-    group = f"{source} {row.kind}"
-    return f"{group} {row.category}" if row.kind == "plain" and source != WRAPPED else group
 
 
 def _tenth(row: Prompt) -> bool:

@@ -53,8 +53,9 @@ def in_words(trial: Trial) -> str:
 
 
 def _point(t: Trial, what: str) -> dict[str, Any]:
+    drawn = f" ({t.drawn} where drawn)" if t.drawn else ""
     said = (
-        f"{what}: trial {t.number}, {in_words(t)}; harmful refused {t.refused}, benign {t.benign_refused}, "
+        f"{what}: trial {t.number}, {in_words(t)}; harmful refused {t.refused}{drawn}, benign {t.benign_refused}, "
         f"degenerate {t.degenerate}, {t.nats:.2f} nats, KL {t.kl:.3f}"
     )
     edges = {"x_low": t.benign_refused.low, "x_high": t.benign_refused.high}
