@@ -83,7 +83,7 @@ def test_streams_that_were_kept_are_read_again_if_they_are_of_the_same_prompts(t
     longer = read_streams(lm, site, tiny.said("How are you today?", "No", "Yes"), kept=tmp_path / "other.safetensors")
     assert len(longer) == 3
     with monkeypatch.context() as patch:
-        patch.setattr("demur.features.reading.read", None)  # nothing may be read
+        patch.setattr("demur.features.reading.read_in_passes", None)  # nothing may be read
         again = read_streams(lm, site, talk, kept=kept)
     assert torch.equal(again.x, first.x) and torch.equal(again.starts, first.starts)
     for content in (b"\xff" * 64, (tmp_path / "other.safetensors").read_bytes(), kept.read_bytes()[:500]):
