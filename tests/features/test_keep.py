@@ -50,9 +50,9 @@ def test_a_source_left_out_is_as_if_it_had_not_been_there():
     rows = tuple(r.model_copy(update={"source": "other" if i % 3 == 0 else "s"}) for i, r in enumerate(whole.rows))
     mixed, rest = whole.model_copy(update={"rows": rows}), tuple(r for r in rows if r.source == "s")
     alone = find(bench, whole.model_copy(update={"rows": rest}), validation, settings, "s", kept=kept)
-    assert (
-        find(bench, mixed, validation, settings.model_copy(update={"leave_out": ("other",)}), "s", kept=kept) == alone
-    )
+    left = find(bench, mixed, validation, settings.model_copy(update={"leave_out": ("other",)}), "s", kept=kept)
+    assert left.how.removeprefix(alone.how) == " Training prompts of other were left out."
+    assert left.model_copy(update={"how": alone.how}) == alone
     assert find(bench, mixed, validation, settings, "s", kept=kept) != alone
     with pytest.raises(SettingsError, match=r"no training prompt is of the source 'its'.*there are other, s"):
         find(bench, mixed, validation, settings.model_copy(update={"leave_out": ("its",)}), "s", kept=kept)

@@ -93,6 +93,8 @@ def find(
     else:
         _check_kept(bench, kept, settings)
         found = {name: getattr(kept, name) for name in KEPT} | {"features": kept.actuators()}
+    if settings.leave_out:  # said wherever the features go, into a policy's receipt too
+        found["how"] += f" Training prompts of {', '.join(settings.leave_out)} were left out."
     sensed = Sensed([]) if settings.method == "paper" else _sensed(bench, train, settings, folder)
     late = None
     if settings.late_replies and settings.method != "paper":
