@@ -156,6 +156,7 @@ CASES = {
         ],
         "the features to keep",
     ),
+    "no source to leave out": ([*FIND, "--leave-out", "ourselves"], "no training prompt is of the source 'ourselves'"),
     "no features to keep": (["find", "--keep", "{w}/nothing.json"], "does not exist"),
     "truncated SAE": (["find", "--model", "{w}/model", "--sae", "{w}/cut"], "truncated"),
     "SAE without weights": (["find", "--model", "{w}/model", "--sae", "{w}/no-weights"], "missing"),

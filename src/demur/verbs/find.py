@@ -10,7 +10,7 @@ from demur import runs
 from demur.data.prompts import load_prompts
 from demur.evaluation.endpoint import checked
 from demur.features.effect import Bench
-from demur.features.find import FindSettings, find
+from demur.features.find import FindSettings, find, without
 from demur.features.naming import names_by_model
 from demur.models.load import ModelSettings
 from demur.progress import say
@@ -68,6 +68,7 @@ def find_verb(
     if namer:
         checked(namer, "--namer")
     train, held = load_prompts(prompts, "train"), load_prompts(validation, "validation")
+    without(train, settings.leave_out)  # a source that is none is said before a run is begun
     kept = FeatureSet.load(keep) if keep else None
     bench = Bench.open(sae or shipped() / "sae", model)
     stated = {
