@@ -18,6 +18,7 @@ from demur.data.prompts import shipped_prompts
 from demur.data.registry import NAMES, SETS, NamedSet
 from demur.data.sets import named_set, survey
 from demur.data.taxonomy import KINDS
+from demur.data.wrappers import PER_FAMILY, shipped_wrappers
 from demur.errors import FileError, PromptError
 from demur.files import read_jsonl
 from demur.records import PromptSet
@@ -169,6 +170,18 @@ def test_our_own_set_needs_no_folder(tmp_path):
         assert all("hazard" in r.extra for r in read.rows if r.kind == "lookalike")
 
 
+def test_our_own_attacks_need_no_folder(tmp_path):
+    read = named_set("wrappers", tmp_path)
+    counts = Counter((r.family, r.label) for r in read.rows)
+    assert set(counts.values()) == {PER_FAMILY}
+    assert {family for family, _ in counts} == {w.family for w in shipped_wrappers("test")}
+    asked = {r.prompt for r in shipped_prompts("test").rows}
+    assert {r.goal for r in read.rows} <= asked
+    assert not asked & {r.prompt for r in read.rows}
+    assert {r.category for r in read.rows if r.kind == "lookalike"} == {"disguised"}
+    assert "unspecified" not in {r.category for r in read.rows}
+
+
 def test_where_a_set_came_from_stays_with_its_samples(copy):
     read = named_set("sorry-bench", copy)
     assert read.sample(5).origin == read.where(label="harmful").origin == read.origin
@@ -204,7 +217,7 @@ def test_the_data_folder_gives_what_its_readme_states():
 def test_unknown_names_splits_and_folders_are_clear_errors(copy):
     with pytest.raises(PromptError, match="did you mean xstest"):
         named_set("xtest", copy)
-    with pytest.raises(PromptError, match="known are demur, wildguard"):
+    with pytest.raises(PromptError, match="known are demur, wrappers, wildguard"):
         named_set("qqq", copy)
     with pytest.raises(PromptError, match=r"has no split train, neither in .* nor on the hub; it has test"):
         named_set("xstest", copy, "train")

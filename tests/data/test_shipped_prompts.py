@@ -13,7 +13,7 @@ from demur.config import data_folder
 from demur.data.categories import kind_of
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
-from demur.evaluation.attacks.wrappers import shipped_wrappers
+from demur.data.wrappers import shipped_wrappers
 from demur.files import read_jsonl
 from demur.records import Prompt, PromptSet
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from demur.data.wrappers import WRAPPED
 from demur.errors import PromptError, SettingsError
-from demur.evaluation.attacks.wrappers import WRAPPED
 from demur.features import attention, sensing
 from demur.features import find as finding
 from demur.features.effect import Bench

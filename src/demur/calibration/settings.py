@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from demur.config import Settings
+from demur.data.wrappers import WRAPPED
 from demur.errors import SettingsError
-from demur.evaluation.attacks.wrappers import WRAPPED
 from demur.records import LevelName, Positions
 
 CALIBRATED: tuple[LevelName, ...] = ("relaxed", "standard", "strict")

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from demur.calibration.settings import LIKE_HARM
+from demur.data.wrappers import shipped_wrappers, with_wrapped
 from demur.errors import PromptError
-from demur.evaluation.attacks.wrappers import shipped_wrappers, with_wrapped
 from demur.records import Message, Prompt, PromptSet
 
 PLAIN_STRATA = ("chat", "mathematics", "code", "fiction", "advice")

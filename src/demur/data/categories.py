@@ -19,6 +19,7 @@ BY_HAND = "by hand"
 
 LOOKALIKE_OF = {
     "demur": "twin",
+    "wrappers": "disguised",
     "jbb_benign": "twin",
     "orbench_hard": "toned_down",
     "orbench80k_sample": "toned_down",
@@ -192,6 +193,7 @@ DEMUR: dict[str | None, str] = {
 
 TABLES: dict[str, dict[str | None, str]] = {
     "demur": DEMUR,
+    "wrappers": DEMUR,
     "harmbench_standard": {
         "chemical_biological": "indiscriminate_weapons",
         "copyright": "intellectual_property",
@@ -323,7 +325,7 @@ def placed(row: Prompt) -> Prompt:
     the harm as `extra["hazard"]`. What is merely offensive becomes benign, of kind `offensive`, whatever the set called
     it; `extra["label"]` keeps the set's label. What is not known stays `unspecified` if harmful, `general` if benign.
     """
-    kind = kind_of(row.source, row.category, row.prompt or row.conversation[-1].content)
+    kind = kind_of(row.source, row.category, row.goal or row.prompt or row.conversation[-1].content)
     extra = row.extra | ({"category": row.category} if row.category else {})
     if kind is not None and kind.group == "offensive":
         moved = {"label": row.label} if row.label == "harmful" else {}

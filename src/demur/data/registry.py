@@ -38,7 +38,7 @@ class NamedSet(Record):
     about: str
     licence: str
     repo: str = ""
-    """On the hub; empty for the set that we ship."""
+    """On the hub; empty for the sets that we ship."""
     gated: bool = False
     """Needs a token of somebody whom its owners gave access."""
     parts: tuple[Part, ...] = ()
@@ -62,6 +62,11 @@ SETS = (
     NamedSet(
         name="demur",
         about="our own: 28 kinds of harm with twins, offensive but harmless, plain, mathematics",
+        licence="Apache-2.0",
+    ),
+    NamedSet(
+        name="wrappers",
+        about="our own prompts in jailbreaks of our own, 20 of each family and label",
         licence="Apache-2.0",
     ),
     NamedSet(

@@ -16,6 +16,7 @@ from demur.data.categories import kind_of, placed
 from demur.data.prompts import Split, shipped_prompts
 from demur.data.registry import NAMES, SETS, NamedSet, Part
 from demur.data.tables import LABELLED, SUFFIXES, read_rows, request, to_label, to_prompts
+from demur.data.wrappers import WRAPPERS, wrapped_prompts
 from demur.errors import DemurError, FileError, PromptError
 from demur.records import Prompt, PromptSet, Record, SetOrigin
 
@@ -149,7 +150,8 @@ def in_folder(spec: NamedSet, split: Split, folder: Path) -> Found | None:
         FileError, PromptError: it is there and cannot be read.
     """
     if not spec.parts:
-        rows = [row.model_dump(exclude_none=True) for row in shipped_prompts(split).rows]
+        ours = wrapped_prompts(split) if spec.name == WRAPPERS else shipped_prompts(split)
+        rows = [row.model_dump(exclude_none=True) for row in ours.rows]
         return Found(rows, f"shipped with demur, {split}", {spec.name: _own_columns(rows)})
     parts = [part for part in spec.parts if part.split == split]
     for suffix in SUFFIXES if parts else ():

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.activations.harvest import read
+from demur.data.wrappers import WRAPPED
 from demur.errors import SAEError
-from demur.evaluation.attacks.wrappers import WRAPPED
 from demur.features.branches import Branches
 from demur.features.contrast import ReplyStatistics, read_replies, separation
 from demur.features.effect import Bench, Conversation, try_policies

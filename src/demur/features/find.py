@@ -8,8 +8,8 @@ from typing import Any
 
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
+from demur.data.wrappers import shipped_wrappers, with_wrapped
 from demur.errors import PolicyError, SettingsError
-from demur.evaluation.attacks.wrappers import shipped_wrappers, with_wrapped
 from demur.features.contrast import read_replies, separation
 from demur.features.effect import Bench, refusal_log_odds, try_policies
 from demur.features.evidence import evidence

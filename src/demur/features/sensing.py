@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from demur.data.categories import kind_of
-from demur.evaluation.attacks.wrappers import WRAPPED
+from demur.data.wrappers import WRAPPED
 from demur.features.attention import AttentionProbe, fit_attention
 from demur.features.effect import Bench
 from demur.features.held_out import beside_a_probe, held_out

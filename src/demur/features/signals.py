@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from demur.data.wrappers import shipped_wrappers
 from demur.errors import PromptError
-from demur.evaluation.attacks.wrappers import shipped_wrappers
 from demur.features.branches import Branches, Values, odds
 from demur.features.effect import Bench, Conversation
 from demur.models.chat import tokens_and_roles

@@ -10,6 +10,7 @@ from demur import runs
 from demur.config import locate
 from demur.data.prompts import Split, load_prompts
 from demur.data.tables import load_table
+from demur.data.wrappers import PER_FAMILY, load_wrappers, shipped_wrappers, wrapped
 from demur.errors import PolicyError, PromptError, SettingsError
 from demur.evaluation.attacks.attackers import AttackerSettings
 from demur.evaluation.attacks.crescendo import CrescendoSettings
@@ -18,7 +19,6 @@ from demur.evaluation.attacks.gcg import GCGSettings
 from demur.evaluation.attacks.recovery import RecoverySettings
 from demur.evaluation.attacks.run import AttackSettings, Plan, fight
 from demur.evaluation.attacks.scripts import load_scripts, pairs_of
-from demur.evaluation.attacks.wrappers import load_wrappers, shipped_wrappers, wrapped
 from demur.evaluation.judging.judges import JudgeSettings, open_judge
 from demur.models.load import ModelSettings, load
 from demur.progress import say
@@ -36,7 +36,7 @@ def attack_verb(
     *,
     policy: Annotated[list[str], Parameter(negative="")] = ["gated"],  # noqa: B006 - never changed
     family_file: Annotated[list[Path], Parameter(negative="")] = [],  # noqa: B006
-    per_family: int = 20,
+    per_family: int = PER_FAMILY,
     wrappers: Annotated[bool, Parameter(negative="")] = False,
     wrapper_file: Path | None = None,
     crescendo: Annotated[list[Literal["scripts", "live"]], Parameter(negative="")] = [],  # noqa: B006

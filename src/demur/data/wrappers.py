@@ -16,13 +16,17 @@ from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
-from demur.data.prompts import Split
+from demur.data.prompts import Split, shipped_prompts
 from demur.errors import PromptError
 from demur.records import Label, Message, Prompt, PromptSet, Record, read_rows
 
 SLOT = "{request}"
 WRAPPED = "wrapped"
 """Source and stratum of wrapped prompts that are learnt from."""
+WRAPPERS = "wrappers"
+"""Source of those that are attacks, and the name of their set."""
+PER_FAMILY = 20
+"""How many of them there are of each family and label."""
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 LOOKALIKES = str.maketrans("aceopxyiACEOPX", "асеорхуіАСЕОРХ")
 """Latin letters and the Cyrillic ones that are drawn alike."""
@@ -157,7 +161,14 @@ def with_wrapped(
     return prompts.model_copy(update={"rows": (*prompts.rows, *rows)})
 
 
-def wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], n: int, name: str = "wrappers") -> PromptSet:
+def wrapped_prompts(split: Split) -> PromptSet:
+    """The prompts that we wrote, in the wrappers that we wrote."""
+    made = wrapped(shipped_prompts(split), shipped_wrappers(split), PER_FAMILY)
+    rows = tuple(row.model_copy(update={"source": WRAPPERS}) for row in made.rows)
+    return made.model_copy(update={"rows": rows})
+
+
+def wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], n: int) -> PromptSet:
     """`n` wrapped requests of each family and label: requests evenly spaced, the family's wrappers in turn.
 
     Raises:
@@ -178,4 +189,4 @@ def wrapped(prompts: PromptSet, wrappers: Sequence[Wrapper], n: int, name: str =
                 rows.setdefault(made.id, made)
     if not rows:
         raise PromptError(f"no row of {prompts.name} has a label that a wrapper is for; give others.")
-    return PromptSet(name=name, rows=tuple(rows.values()))
+    return PromptSet(name=WRAPPERS, rows=tuple(rows.values()))

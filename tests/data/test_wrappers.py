@@ -6,9 +6,7 @@ from collections import Counter
 
 import pytest
 
-from demur.errors import FileError, PromptError
-from demur.evaluation.attacks.families import per_family
-from demur.evaluation.attacks.wrappers import (
+from demur.data.wrappers import (
     MORSE,
     PIECES,
     TRANSFORMS,
@@ -17,6 +15,8 @@ from demur.evaluation.attacks.wrappers import (
     with_wrapped,
     wrapped,
 )
+from demur.errors import FileError, PromptError
+from demur.evaluation.attacks.families import per_family
 from demur.files import write_jsonl
 from demur.records import Message, Prompt, PromptSet
 
