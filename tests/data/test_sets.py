@@ -217,7 +217,7 @@ def test_the_data_folder_gives_what_its_readme_states():
 def test_unknown_names_splits_and_folders_are_clear_errors(copy):
     with pytest.raises(PromptError, match="did you mean xstest"):
         named_set("xtest", copy)
-    with pytest.raises(PromptError, match="known are demur, wrappers, wildguard"):
+    with pytest.raises(PromptError, match="known are demur, chats, wrappers, wildguard"):
         named_set("qqq", copy)
     with pytest.raises(PromptError, match=r"has no split train, neither in .* nor on the hub; it has test"):
         named_set("xstest", copy, "train")

@@ -11,13 +11,25 @@ from sklearn.metrics import roc_auc_score
 from demur.features import sensing
 from demur.features.attention import fit_attention
 from demur.features.effect import Bench
-from demur.features.reading import Streams, read_prompts, read_streams
+from demur.features.reading import Streams, read_prompts, read_streams, with_last_turns
 from demur.features.sensing import pooled_features, read_kinds, sense, weigh
 from demur.features.sensors import fit, weights_of
 from demur.features.settings import FindSettings
 from demur.models.guard import Guard
-from demur.records import AttentionSensor, FeatureSet, GuardModel, GuardSensor, JoinedSensor, Prompt
+from demur.records import (
+    AttentionSensor,
+    FeatureSet,
+    Gate,
+    GuardModel,
+    GuardSensor,
+    JoinedSensor,
+    Message,
+    Policy,
+    ProbeSensor,
+    Prompt,
+)
 from demur.steering.gates import AttentionState, Seen
+from demur.steering.generate import decide
 from tests import tiny
 
 
@@ -74,6 +86,28 @@ def test_streams_are_what_a_gate_reads():
     pools = read_prompts(lm, sae, talk, [], residual=["mean", "last"])
     for how in ("mean", "last"):
         torch.testing.assert_close(streams.pooled(how), pools[f"residual {how}"].float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("sign", [-5, 5])
+@pytest.mark.parametrize("system", [False, True])
+def test_the_last_of_several_turns_is_read_by_itself_as_a_gate_does(system, sign):
+    lm, sae = tiny.lm(), tiny.sae()
+    once, later = tiny.said("How are you today?")[0], tiny.said("Hello", "Tell me of the sea, and of the sky.")
+    talk = (*later[0], Message(role="assistant", content="Hi!"), *later[1])
+    if system:
+        talk = (Message(role="system", content="Be brief."), *talk)
+    conversations = [once, talk, once]
+    vector = sign * torch.randn(lm.d_model, generator=torch.Generator().manual_seed(0))
+    streams, several = with_last_turns(lm, read_streams(lm, sae.config.site, conversations), conversations)
+    assert several == [1] and len(streams) == 4
+    mine = streams.pooled("mean") @ vector
+    probe = ProbeSensor(site=sae.config.site, vector="v", pooling="mean")
+    gate = Gate(sensor=probe, threshold=0.0, turns="either")
+    policy = Policy(name="p", model=lm.name, model_hash=lm.hash, gate=gate).holding({"v": vector.numpy()})
+    seen = torch.tensor([s["gate"] for s in decide(lm, {}, conversations, policy)])
+    wanted = torch.stack([mine[0], torch.maximum(mine[1], mine[3]), mine[2]])
+    torch.testing.assert_close(seen, wanted, rtol=0.02, atol=0.1)
+    assert abs(float(mine[1] - mine[3])) > 0.2  # so that one would not pass for the other
 
 
 def test_streams_that_were_kept_are_read_again_if_they_are_of_the_same_prompts(tmp_path, monkeypatch):

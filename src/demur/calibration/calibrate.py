@@ -17,7 +17,7 @@ from demur.calibration.levels import Setting, set_levels
 from demur.calibration.scores import Score, read_scores
 from demur.calibration.search import around, search
 from demur.calibration.settings import CalibrationSettings
-from demur.calibration.strata import harmful_by_source, strata, with_a_wrapped_stratum
+from demur.calibration.strata import harmful_by_source, strata, with_a_chat_stratum, with_a_wrapped_stratum
 from demur.calibration.trials import NATS, Ground, Trial, fluency_limit, measure, plain_replies
 from demur.errors import PolicyError
 from demur.features.effect import Bench
@@ -80,7 +80,9 @@ def calibrate(
     harmful_by_source(validation)
     if features.method == "paper":
         return _paper(bench, features, validation, settings, folder)
-    validation = with_a_wrapped_stratum(validation, settings.wrapped, partial(fits, bench.lm))
+    holds = partial(fits, bench.lm)
+    validation = with_a_wrapped_stratum(validation, settings.wrapped, holds)
+    validation = with_a_chat_stratum(validation, settings.turns, settings.chats, holds)
     base = base_policy(bench, features)
     _check(bench, base, features, settings)
     scores = read_scores(bench.lm, bench.saes, base, validation.rows, folder, bench.batch)
@@ -112,7 +114,7 @@ def _check(bench: Bench, base: Policy, features: FeatureSet, settings: Calibrati
 def gate_of(features: FeatureSet, threshold: float = 0.0) -> Gate:
     """The sensors of features as a gate on the prompt.
 
-    It reads the last turn by itself too: they were fitted to requests without a history, in which one drowns.
+    It reads the last turn by itself too, as they were fitted: a request drowns in a long history.
     """
     return Gate(sensor=features.reading(), kinds=features.kinds, threshold=threshold, turns="either")
 

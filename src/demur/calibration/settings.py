@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -42,6 +43,11 @@ class CalibrationSettings(Settings):
     wrapped: float = Field(default=0.25, ge=0)
     """So many wrapped prompts (role-play, prefixes, fiction ...) for each harmful or plain one are put beside them; the
     harmless ones are a stratum, `wrapped`. Where they would be fewer than 200, none."""
+    turns: float = Field(default=0.25, ge=0)
+    """So many conversations for each validation prompt are put beside them: harmless chats, a stratum with a plain budget,
+    and prompts that follow upon one. Where these would be fewer than 800, none."""
+    chats: tuple[Path, ...] = ()
+    """Files of harmless chats (JSONL with `messages`), beside the shipped ones; a quarter of each is for validation."""
     level_doses: dict[str, Dose] = Field(default={})
     """Doses of levels, relative to the operating point's; 1 where not named."""
     level: Literal["relaxed", "standard", "strict"] = "standard"

@@ -1,16 +1,18 @@
 """Strata of benign prompts: each has a false-refusal budget of its own, so that no large one can hide a small one."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from demur.calibration.settings import LIKE_HARM
+from demur.data.chats import chats_for, with_chats
 from demur.data.wrappers import shipped_wrappers, with_wrapped
 from demur.errors import PromptError
 from demur.records import Message, Prompt, PromptSet
 
 PLAIN_STRATA = ("chat", "mathematics", "code", "fiction", "advice")
 """Kinds of plain prompt that are strata; plain ones of no such category are `plain`."""
-ENOUGH_WRAPPED = 200
-"""Wrapped harmless prompts that are enough for a budget of one in two hundred (level relaxed has three)."""
+ENOUGH = 200
+"""Harmless prompts of a stratum made here that are enough for a budget of one in two hundred."""
 
 
 def stratum(row: Prompt) -> str:
@@ -44,10 +46,25 @@ def with_a_wrapped_stratum(
     would be small.
     """
     bare = [row for row in prompts.rows if row.label == "harmful" or stratum(row) not in LIKE_HARM]
-    if share * len(bare) / 2 < ENOUGH_WRAPPED:
+    if share * len(bare) / 2 < ENOUGH:
         return prompts
     found = with_wrapped(prompts.model_copy(update={"rows": tuple(bare)}), shipped_wrappers("validation"), share, fits)
     return prompts.model_copy(update={"rows": (*prompts.rows, *found.rows[len(bare) :])})
+
+
+def with_a_chat_stratum(
+    prompts: PromptSet,
+    share: float,
+    paths: Sequence[Path] = (),
+    fits: Callable[[Sequence[Message]], bool] = lambda _: True,
+) -> PromptSet:
+    """The prompts and `share` times as many conversations that fit the model; without, where the stratum would be small.
+
+    Raises:
+        FileError, PromptError: a file of chats that cannot be used.
+    """
+    chats = chats_for("validation", paths)
+    return with_chats(prompts, chats, share, fits) if share * len(prompts.rows) / 4 >= ENOUGH else prompts
 
 
 def harmful_by_source(prompts: PromptSet) -> dict[str, list[int]]:

@@ -194,6 +194,7 @@ DEMUR: dict[str | None, str] = {
 TABLES: dict[str, dict[str | None, str]] = {
     "demur": DEMUR,
     "wrappers": DEMUR,
+    "chats": {"chat": "chat"},
     "harmbench_standard": {
         "chemical_biological": "indiscriminate_weapons",
         "copyright": "intellectual_property",

@@ -65,6 +65,11 @@ SETS = (
         licence="Apache-2.0",
     ),
     NamedSet(
+        name="chats",
+        about="our own chats, harmless, up to each of the user's turns",
+        licence="Apache-2.0",
+    ),
+    NamedSet(
         name="wrappers",
         about="our own prompts in jailbreaks of our own, 20 of each family and label",
         licence="Apache-2.0",

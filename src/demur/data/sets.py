@@ -5,7 +5,7 @@ repository on the hub; rows of `prompts/test.jsonl` (`dev.jsonl`, `train.jsonl`)
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from demur.config import data_folder
 from demur.data import hub
 from demur.data.categories import kind_of, placed
+from demur.data.chats import CHATS, chat_prompts
 from demur.data.prompts import Split, shipped_prompts
 from demur.data.registry import NAMES, SETS, NamedSet, Part
 from demur.data.tables import LABELLED, SUFFIXES, read_rows, request, to_label, to_prompts
@@ -25,6 +26,14 @@ ROWS: dict[Split, str] = {
     "validation": "prompts/dev.jsonl",
     "train": "prompts/train.jsonl",
 }
+
+
+SHIPPED: dict[str, Callable[[Split], PromptSet]] = {
+    "demur": shipped_prompts,
+    WRAPPERS: wrapped_prompts,
+    CHATS: chat_prompts,
+}
+"""The sets that we wrote."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +159,7 @@ def in_folder(spec: NamedSet, split: Split, folder: Path) -> Found | None:
         FileError, PromptError: it is there and cannot be read.
     """
     if not spec.parts:
-        ours = wrapped_prompts(split) if spec.name == WRAPPERS else shipped_prompts(split)
-        rows = [row.model_dump(exclude_none=True) for row in ours.rows]
+        rows = [row.model_dump(exclude_none=True) for row in SHIPPED[spec.name](split).rows]
         return Found(rows, f"shipped with demur, {split}", {spec.name: _own_columns(rows)})
     parts = [part for part in spec.parts if part.split == split]
     for suffix in SUFFIXES if parts else ():

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from demur.data.chats import chats_for, with_chats
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
 from demur.data.wrappers import shipped_wrappers, with_wrapped
@@ -86,8 +87,12 @@ def find(
             )
         # One that cannot be asked is found out before the work, not behind it.
         guard_of(settings.guard, bench.lm.device)
-    if settings.wrapped and len(train.rows) >= FEWEST:
-        train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
+    chats = chats_for("train", settings.chats)
+    if len(train.rows) >= FEWEST:
+        if settings.wrapped:
+            train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
+        if settings.turns:
+            train = with_chats(train, chats, settings.turns, partial(fits, bench.lm))
     if kept is None:
         found: dict[str, Any] = _acting(bench, train, validation, settings, folder)
     else:

@@ -19,7 +19,7 @@ from demur.models.chat import Role, tokens_and_roles
 from demur.models.load import LanguageModel
 from demur.records import Message
 from demur.sae.sae import SAE
-from demur.steering.session import TAIL
+from demur.steering.session import NEVER, TAIL, begins_last_turn
 
 POOL = {"max": lambda f: f.amax(0), "mean": lambda f: f.mean(0), "last": lambda f: f[-1]}
 
@@ -106,12 +106,38 @@ def read_streams(
     return Streams(x, starts)
 
 
+def with_last_turns(
+    lm: LanguageModel, streams: Streams, conversations: Sequence[Sequence[Message]]
+) -> tuple[Streams, list[int]]:
+    """The streams and, behind them, the last turn of each conversation that has several, as a gate reads it by itself; and
+    which conversations those are."""
+    of, counts = [], []
+    for i, conversation in enumerate(conversations):
+        if len(conversation) == 1:
+            continue
+        roles = torch.tensor(tokens_and_roles(lm, conversation)[1])[None]
+        user, said = roles == Role.USER, (roles == Role.USER) | (roles == Role.ASSISTANT)
+        if (begins := int(begins_last_turn(user, said))) != NEVER:
+            of.append(i)
+            counts.append(int(_with_tail(said[0])[begins:].sum()))
+    if not of:
+        return streams, of
+    tails = [streams.x[streams.starts[i + 1] - n : streams.starts[i + 1]] for i, n in zip(of, counts, strict=True)]
+    starts = torch.cat([streams.starts, streams.starts[-1] + torch.tensor(counts).cumsum(0)])
+    return Streams(torch.cat([streams.x, *tails]), starts), of
+
+
 def _read_by_a_gate(lm: LanguageModel, conversation: Sequence[Message]) -> tuple[list[int], list[bool]]:
     # A conversation's token ids, and which of them a gate reads: its own, and the last of the template's.
     ids, roles = tokens_and_roles(lm, conversation)
-    own = [role in (Role.USER, Role.ASSISTANT) for role in roles]
-    own[-TAIL:] = [True] * len(own[-TAIL:])
-    return ids, own
+    own = torch.tensor([role in (Role.USER, Role.ASSISTANT) for role in roles])
+    return ids, _with_tail(own).tolist()
+
+
+def _with_tail(own: Bool[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
+    own = own.clone()
+    own[-TAIL:] = True
+    return own
 
 
 def read_said(

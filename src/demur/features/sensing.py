@@ -21,11 +21,12 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from demur.data.categories import kind_of
+from demur.data.chats import CHATS, FOLLOWING
 from demur.data.wrappers import WRAPPED
 from demur.features.attention import AttentionProbe, fit_attention
 from demur.features.effect import Bench
 from demur.features.held_out import beside_a_probe, held_out
-from demur.features.reading import Streams, read_streams
+from demur.features.reading import Streams, read_streams, with_last_turns
 from demur.features.sensors import RARE, fit, weights_of
 from demur.features.settings import FindSettings
 from demur.models.chat import tokens_and_roles
@@ -90,10 +91,16 @@ def sense(
     """
     count, pooling, seed = settings.sensors, settings.pooling, settings.seed
     attention = settings.attention and len(rows) >= FEWEST
-    harmful = [row.label == "harmful" for row in rows]
-    groups = [f"{source} {row.kind}" for source, row in zip(sources, rows, strict=True)]
     kept = folder / STREAMS if folder else None
-    streams = read_streams(bench.lm, bench.sae.config.site, [row.conversation for row in rows], kept=kept)
+    talks = [row.conversation for row in rows]
+    streams = read_streams(bench.lm, bench.sae.config.site, talks, kept=kept)
+    # A gate reads the last of several turns by itself too, where words lean on others that it does not see.
+    streams, several = with_last_turns(bench.lm, streams, talks)
+    groups = [f"{source} {row.kind}" for source, row in zip(sources, rows, strict=True)]
+    groups += [f"{groups[i]} alone" for i in several]
+    sources = [*sources, *(sources[i] for i in several)]
+    rows = [*rows, *(_last_turn(rows[i]) for i in several)]
+    harmful = [row.label == "harmful" for row in rows]
     pooled = pooled_features(bench, streams, pooling)
     reading = fit(pooled, harmful, groups, count)
     levels = pooled[:, reading.features].amax(0).tolist()
@@ -103,8 +110,8 @@ def sense(
     ]
     found: tuple[HeldOut, ...] = ()
     if settings.held_out:
-        # A wrapped request is another source's too, and would stay when that is left out.
-        bare = [i for i, source in enumerate(sources) if source != WRAPPED]
+        # A request that is wrapped, or follows upon a chat, is another source's too, and would stay when that is left out.
+        bare = [i for i, source in enumerate(sources) if source not in (WRAPPED, CHATS, FOLLOWING)]
         told = ([harmful[i] for i in bare], [sources[i] for i in bare], [groups[i] for i in bare])
         found = beside_a_probe(pooled[bare], streams.pooled("mean")[bare], *told, count, seed)
         if attention:
@@ -140,6 +147,10 @@ def sense(
         name="harm", rule="sum", of=tuple(of.values()), weights=tuple(weights[name] for name in of), bias=bias
     )
     return Sensed(features, reading.bias, sensor, kinds, arrays, found)
+
+
+def _last_turn(row: Prompt) -> Prompt:
+    return row.model_copy(update={"prompt": row.conversation[-1].content, "messages": None})
 
 
 def read_kinds(

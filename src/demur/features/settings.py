@@ -1,5 +1,6 @@
 """Settings of `demur find`."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -71,6 +72,11 @@ class FindSettings(Settings):
     wrapped: float = Field(default=0.25, ge=0)
     """So many wrapped prompts for each training prompt are put beside them, harmful and harmless ones in the same wrappers
     (role-play, prefixes, fiction ...), so that harm is read through them; with fewer than a thousand prompts, none."""
+    turns: float = Field(default=0.15, ge=0)
+    """So many conversations for each training prompt are put beside them too: harmless chats, and prompts that follow upon
+    one, so that harm is read, and nothing else, whatever was said before; with fewer than a thousand prompts, none."""
+    chats: tuple[Path, ...] = ()
+    """Files of harmless chats (JSONL with `messages`), beside the shipped ones; three quarters of each are for training."""
     sensors: int = Field(default=64, gt=0)
     """Most features that read harm."""
     per_source: int = Field(default=6000, gt=0)
