@@ -5,7 +5,7 @@ import pytest
 from demur.calibration.levels import set_levels
 from demur.calibration.scores import Score
 from demur.calibration.settings import CalibrationSettings
-from demur.calibration.strata import strata, stratum, with_a_wrapped_stratum
+from demur.calibration.strata import strata, stratum, with_a_chat_stratum, with_a_wrapped_stratum
 from demur.errors import PromptError, SettingsError
 from demur.records import Prompt, PromptSet, evenly_of
 
@@ -44,6 +44,17 @@ def test_wrapped_prompts_are_a_stratum_where_there_are_enough_and_have_their_own
     assert {row.kind for row in more} == {"plain", "harmful"}  # no look-alikes
     assert len(strata(made)["wrapped"]) == sum(row.label == "benign" for row in more) >= 200
     assert CalibrationSettings().budget_of("standard", "wrapped") == 0.03
+
+
+def test_chats_are_a_stratum_where_there_are_enough_and_have_a_plain_budget():
+    prompts = validation()[0]
+    assert with_a_chat_stratum(prompts, 0.25) is prompts
+    made = with_a_chat_stratum(prompts, 2.0)
+    more = made.rows[len(prompts.rows) :]
+    assert len(strata(made)["chats"]) == sum(row.kind == "plain" for row in more) >= 200
+    assert {row.label for row in more if row.kind == "lookalike"} == {"benign"}
+    assert len(strata(made)["lookalike"]) > len(strata(prompts)["lookalike"])
+    assert CalibrationSettings().budget_of("standard", "chats") == 0.01
 
 
 def test_every_level_keeps_its_budgets_and_is_laxer_than_the_next():

@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 import demur.shipped
 from demur.config import data_folder
 from demur.data.categories import kind_of
+from demur.data.chats import shipped_chats
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
 from demur.data.wrappers import shipped_wrappers
@@ -37,6 +38,8 @@ MECHANISMS = {
     ),
 }
 """Why a twin only looks like harm; of each at least a dozen pairs."""
+BRIEF = 40
+"""Characters of what anybody says in a chat ("Yes, please."), and no sign that it was copied."""
 NEAR = 0.5
 """Jaccard similarity of character 5-grams from which two texts count as one."""
 
@@ -165,6 +168,8 @@ def test_no_shipped_prompt_is_near_a_test_prompt_or_the_goal_of_a_jailbreak():
     test = [r.conversation[-1].content for r in PromptSet.load(folder / "prompts" / "test.jsonl").rows]
     test += sorted({r.goal or "" for r in PromptSet.load(folder / "attacks" / "jailbreakbench.jsonl").rows})
     turns = sorted({t for s in scripts() for t in [*s["turns"], s["goal"]]})
+    splits = (shipped_chats(split) for split in ROWS)
+    turns += sorted({m.content for chats in splits for chat in chats for m in chat if len(m.content) > BRIEF})
     mine = [text(r) for r in EVERY] + turns
     assert not [mine[i] for i, _ in near(mine, test)]
 

@@ -10,6 +10,7 @@ from demur import runs
 from demur.calibration.calibrate import Calibrated, calibrate
 from demur.calibration.levels import Setting
 from demur.calibration.settings import CalibrationSettings
+from demur.data.chats import chats_for
 from demur.data.prompts import load_prompts
 from demur.evaluation.statistics import Rate
 from demur.features.effect import Bench
@@ -64,6 +65,7 @@ def calibrate_verb(
     """
     found = FeatureSet.load(features)
     held = load_prompts(validation, "validation")
+    chats_for("validation", settings.chats)  # a file of chats that is none is said before a run is begun
     bench = Bench.of(found, sae or [shipped() / "sae"], model)
     stated = {
         "features": runs.file_hash(features),

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from demur import runs
+from demur.data.chats import chats_for
 from demur.data.prompts import load_prompts
 from demur.evaluation.endpoint import checked
 from demur.features.effect import Bench
@@ -68,7 +69,9 @@ def find_verb(
     if namer:
         checked(namer, "--namer")
     train, held = load_prompts(prompts, "train"), load_prompts(validation, "validation")
-    without(train, settings.leave_out)  # a source that is none is said before a run is begun
+    # A source to leave out, or a file of chats, that is none is said before a run is begun.
+    without(train, settings.leave_out)
+    chats_for("train", settings.chats)
     kept = FeatureSet.load(keep) if keep else None
     bench = Bench.open(sae or shipped() / "sae", model)
     stated = {
