@@ -53,7 +53,8 @@ def main() -> None:
                 }
                 if not given.json:
                     print(f"{name}, {sort} turns: {policy.name} ({policy.hash}) opens on {rate}", flush=True)
-                    print(*(f"    {' '.join(t.split())[:110]}" for t in evenly(opened, SHOWN)), sep="\n", flush=True)
+                    for text in evenly(opened, SHOWN):
+                        print(f"    {' '.join(text.split())[:110]}", flush=True)
     if given.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
 
