@@ -1,11 +1,13 @@
 """Style is not harm: what only knows its sources is found out, and nothing of a source left out is fitted to."""
 
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from demur.data.chats import FOLLOWING
 from demur.data.wrappers import WRAPPED
 from demur.errors import PromptError, SettingsError
 from demur.features import attention, sensing
@@ -16,6 +18,7 @@ from demur.features.held_out import FOLDS, held_out, pairs
 from demur.features.reading import read_prompts
 from demur.features.sensing import sense
 from demur.features.sensors import fit
+from demur.files import write_jsonl
 from demur.models.chat import tokens_and_roles
 from demur.records import Feature, FeatureSet, HeldOut, Prompt, PromptSet
 from demur.verbs.find import held_out_table
@@ -160,15 +163,39 @@ def test_find_measures_sensors_and_probe_and_saves_them(tmp_path, monkeypatch):
     assert FeatureSet.load(tmp_path / "features.json") == found
 
 
-def test_wrapped_requests_are_neither_left_out_nor_fitted_to_where_sources_are(monkeypatch):
+@pytest.mark.parametrize("source", [WRAPPED, FOLLOWING])
+def test_requests_that_stand_in_others_are_neither_left_out_nor_fitted_to_where_sources_are(source, monkeypatch):
     # They are the other sources' requests, and would stay when those are left out.
     rows = [*prompts(("a", "b", "c")).rows]
-    rows += [r.model_copy(update={"id": f"w {r.id}", "source": WRAPPED}) for r in rows]
+    rows += [r.model_copy(update={"id": f"w {r.id}", "source": source}) for r in rows]
     fitted: list[int] = []
     monkeypatch.setattr(sensing, "beside_a_probe", lambda pooled, *more: (fitted.append(len(pooled)), ())[1])
     settings = FindSettings(held_out=True, sensors=8, attention=False)
     sense(Bench(tiny.lm(), tiny.sae()), rows, [str(r.source) for r in rows], settings)
     assert fitted == [36]
+
+
+def test_conversations_stand_beside_the_prompts_that_sensors_are_fitted_to(tmp_path, monkeypatch):
+    chats = tmp_path / "chats.jsonl"
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    write_jsonl(chats, [{"messages": [*said, {"role": "user", "content": f"Chat {i}"}]} for i in range(40)])
+    monkeypatch.setattr(finding, "_effect", lambda *a: {"features": [], "how": "none"})
+    monkeypatch.setattr(finding, "with_evidence", lambda bench, features, seed: tuple(features))
+    monkeypatch.setattr(finding, "FEWEST", 0)
+    fitted: list[str] = []
+
+    def fit_on(pooled, harmful, groups, count):
+        assert len(pooled) == len(harmful) == len(groups)
+        fitted.extend(groups)
+        return fit(pooled, harmful, groups, count)
+
+    monkeypatch.setattr(sensing, "fit", fit_on)
+    settings = FindSettings(wrapped=0, turns=2, chats=(chats,), sensors=8, attention=False)
+    find(Bench(tiny.lm(), tiny.sae()), prompts(("a", "b")), prompts(("v",)), settings, "tiny")
+    counts = Counter(fitted)
+    assert counts["a None"] == counts["b None"] == 12
+    assert counts["following None"] == counts["following None alone"] > 0  # some are too long for so small a context
+    assert counts["chats plain"] >= counts["chats plain alone"] > 0  # of some the first turn was drawn
 
 
 def test_features_without_the_figures_still_load(tmp_path):

@@ -24,6 +24,8 @@ from demur.progress import bar
 from demur.records import Prompt, evenly
 from demur.steering.score import chosen
 
+REPLY = 128
+"""Tokens for which there is to be room behind a prompt that is made from others."""
 FALSE_DISCOVERIES = 0.05
 """Share of the features called lower under a wrapper that may be called so by chance."""
 FEWEST = 6
@@ -75,12 +77,11 @@ def wrapped_pairs(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[tuple[Co
 
 
 def fits(lm: LanguageModel, conversation: Conversation) -> bool:
-    """Whether the model's context holds it."""
+    """Whether the model's context holds it, and a reply of `REPLY` tokens."""
     try:
-        tokens_and_roles(lm, conversation)
+        return len(tokens_and_roles(lm, conversation)[0]) + REPLY <= lm.context
     except PromptError:
         return False
-    return True
 
 
 def cosines(W_dec: Float[Tensor, "d_sae d_model"], direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_sae"]:
