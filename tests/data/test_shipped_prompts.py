@@ -70,7 +70,7 @@ def near(mine: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def text(row: Prompt) -> str:
-    return row.prompt or ""
+    return row.conversation[-1].content
 
 
 def by_pair(rows: Sequence[Prompt]) -> dict[str, list[Prompt]]:

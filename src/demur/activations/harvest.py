@@ -8,6 +8,7 @@ from torch import Tensor
 
 from demur.models.hooks import Halt, at_blocks, halted
 from demur.models.load import LanguageModel
+from demur.models.memory import keep_freed_memory
 from demur.progress import bar
 
 
@@ -44,6 +45,7 @@ def read_in_passes(
     """The same of any number of rows of token ids, those of like length together: which rows a pass is of, and the
     streams. A bar says `what` is being done.
     """
+    keep_freed_memory(lm.device)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     with bar(what, len(order)) as progress:
         for start in range(0, len(order), batch):

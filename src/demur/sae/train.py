@@ -1,10 +1,8 @@
 """Text → SAE: one pass over the text, one SAE for each site."""
 
-import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from demur.data.corpus import Sequences, take
 from demur.errors import FileError, SettingsError
 from demur.files import replacing
 from demur.models.load import LanguageModel, tokenizer_hash
+from demur.models.memory import keep_freed_memory
 from demur.progress import bar
 from demur.sae.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from demur.sae.ranks import ALONE, Ranks
@@ -26,8 +25,6 @@ from demur.sae.settings import SAESettings
 from demur.sae.trainer import Trainer
 
 TEXT = "text.safetensors"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's `mallopt`."""
 SHOWN_EVERY = 0.5
 """Seconds between looks at the figures."""
 
@@ -94,8 +91,7 @@ def train(
         SettingsError: a batch that cannot be shared out evenly, or too little text.
         TrainingError: activations that are not finite, or another process ended.
     """
-    if lm.device.type == "cpu":
-        _keep_freed_memory()
+    keep_freed_memory(lm.device)
     if settings.batch % ranks.size:
         raise SettingsError(f"a batch of {settings.batch} cannot be shared by {ranks.size} processes; change --batch.")
     if settings.batch // ranks.size > settings.buffer:
@@ -117,17 +113,6 @@ def train(
     _learn(trainers, stream, settings, folder, after_step, ranks)
     save_checkpoint(folder, trainers, stream, ranks)
     return [trainer.sae(lm, site) for trainer, site in zip(trainers, settings.site, strict=True)]
-
-
-def _keep_freed_memory() -> None:
-    # By default glibc maps every large tensor anew, and the kernel fills its pages with zeros at the first touch: on a CPU
-    # that was a tenth of the whole line's time (docs/results/sae-training.md). It holds for the process, from here on.
-    # Other C libraries have no such call.
-    with suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        # Older ones take 32 MiB at most; and to set the second alone would fix the first at 128 KiB.
-        if libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _learn(
