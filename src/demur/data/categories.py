@@ -19,6 +19,7 @@ BY_HAND = "by hand"
 
 LOOKALIKE_OF = {
     "demur": "twin",
+    "escalations": "twin",
     "wrappers": "disguised",
     "jbb_benign": "twin",
     "orbench_hard": "toned_down",
@@ -195,6 +196,7 @@ TABLES: dict[str, dict[str | None, str]] = {
     "demur": DEMUR,
     "wrappers": DEMUR,
     "chats": {"chat": "chat"},
+    "escalations": DEMUR,
     "harmbench_standard": {
         "chemical_biological": "indiscriminate_weapons",
         "copyright": "intellectual_property",
