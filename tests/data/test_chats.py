@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from demur.data.chats import CHATS, FOLLOWING, as_prompts, chats_for, load_chats, shipped_chats, with_chats
+from demur.data.chats import (
+    CHATS,
+    FOLLOWING,
+    as_prompts,
+    chats_for,
+    conversations,
+    escalations,
+    load_chats,
+    shipped_chats,
+    with_chats,
+)
 from demur.data.prompts import shipped_prompts
 from demur.data.wrappers import WRAPPED
 from demur.errors import FileError, PromptError
@@ -67,9 +77,7 @@ def test_whatever_is_asked_follows_upon_the_same_histories():
     given = given.model_copy(update={"rows": (*given.rows, *wrapped)})
     others = [[m.model_copy(update={"content": f"{m.content} {i}"}) for m in CHAT] for i in range(9)]
     lists = [[CHAT], [tuple(chat) for chat in others]]
-    made = with_chats(given, lists, 0.5)
-    assert made.rows[: len(given.rows)] == given.rows
-    more = made.rows[len(given.rows) :]
+    more = conversations(given, lists, 0.5)
     after = [r for r in more if r.source == FOLLOWING]
     assert Counter(r.kind for r in after) == {"harmful": 30, "lookalike": 30, "plain": 30}
     assert {r.goal for r in after} <= {r.prompt for r in given.rows}
@@ -79,8 +87,37 @@ def test_whatever_is_asked_follows_upon_the_same_histories():
     assert sum(r.source == CHATS for r in more) == 10  # no more than there are
     first = Counter(r.conversation[1].content == "Hi!" for r in after if r.kind == "harmful")
     assert first[True] == first[False] == 15  # each list alike, however long
-    assert not [r for r in with_chats(given, lists, 0.5, lambda talk: len(talk) == 1).rows if len(r.conversation) > 1]
-    assert with_chats(given, lists, 0.5) == made
+    assert conversations(given, lists, 0.5) == more
+
+
+def test_conversations_stand_behind_the_prompts_where_they_fit_the_model():
+    given = prompts(200)
+    made = with_chats(given, "train", [], 0.5)
+    assert made.rows[: len(given.rows)] == given.rows
+    counts = Counter(r.source for r in made.rows[len(given.rows) :])
+    assert counts["escalations"] == len(escalations("train").rows)
+    assert counts[CHATS] == 75 and counts[FOLLOWING] == 225
+    brief = with_chats(given, "train", [], 0.5, lambda talk: len(talk) <= 3)
+    assert max(len(r.conversation) for r in brief.rows) == 3
+
+
+def test_escalations_are_pairs_that_begin_alike_and_all_are_conversations():
+    splits = {split: escalations(split).rows for split in ("train", "validation")}
+    pairs: dict[str | None, list[Prompt]] = {}
+    for rows in splits.values():
+        for row in rows:
+            pairs.setdefault(row.pair, []).append(row)
+    assert len(pairs) >= 300 and not {r.pair for r in splits["train"]} & {r.pair for r in splits["validation"]}
+    for twins in pairs.values():
+        assert sorted((r.label, r.kind) for r in twins) == [("benign", "lookalike"), ("harmful", "harmful")]
+        talks = [r.conversation for r in twins]
+        assert (
+            talks[0][0] == talks[1][0]
+            and len(talks[0]) == len(talks[1]) >= 3
+            and twins[0].category == twins[1].category
+        )
+    same = sum(a.conversation[-1] == b.conversation[-1] for a, b in pairs.values())
+    assert same >= 30  # of these only what was said before tells
 
 
 def test_our_own_chats_are_split_once():
@@ -100,4 +137,4 @@ def test_the_shipped_chats_are_ours(request):
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text("utf-8").splitlines():
             row = json.loads(line)
-            assert row["source"] == "demur" and row["licence"] == "Apache-2.0"
+            assert row["source"] in ("demur", "escalations") and row["licence"] == "Apache-2.0"

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 import demur.shipped
 from demur.config import data_folder
 from demur.data.categories import kind_of
-from demur.data.chats import shipped_chats
+from demur.data.chats import escalations, shipped_chats
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
 from demur.data.wrappers import shipped_wrappers
@@ -70,7 +70,7 @@ def near(mine: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def text(row: Prompt) -> str:
-    return row.conversation[-1].content
+    return row.prompt or ""
 
 
 def by_pair(rows: Sequence[Prompt]) -> dict[str, list[Prompt]]:
@@ -169,7 +169,9 @@ def test_no_shipped_prompt_is_near_a_test_prompt_or_the_goal_of_a_jailbreak():
     test += sorted({r.goal or "" for r in PromptSet.load(folder / "attacks" / "jailbreakbench.jsonl").rows})
     turns = sorted({t for s in scripts() for t in [*s["turns"], s["goal"]]})
     splits = (shipped_chats(split) for split in ROWS)
-    turns += sorted({m.content for chats in splits for chat in chats for m in chat if len(m.content) > BRIEF})
+    talks = [chat for chats in splits for chat in chats]
+    talks += [r.conversation for split in ("train", "validation") for r in escalations(split).rows]
+    turns += sorted({m.content for talk in talks for m in talk if len(m.content) > BRIEF})
     mine = [text(r) for r in EVERY] + turns
     assert not [mine[i] for i, _ in near(mine, test)]
 

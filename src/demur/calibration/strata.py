@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from demur.calibration.settings import LIKE_HARM
-from demur.data.chats import chats_for, with_chats
+from demur.data.chats import with_chats
 from demur.data.wrappers import shipped_wrappers, with_wrapped
 from demur.errors import PromptError
 from demur.records import Message, Prompt, PromptSet
@@ -63,8 +63,9 @@ def with_a_chat_stratum(
     Raises:
         FileError, PromptError: a file of chats that cannot be used.
     """
-    chats = chats_for("validation", paths)
-    return with_chats(prompts, chats, share, fits) if share * len(prompts.rows) / 4 >= ENOUGH else prompts
+    if share * len(prompts.rows) / 4 < ENOUGH:
+        return prompts
+    return with_chats(prompts, "validation", paths, share, fits)
 
 
 def harmful_by_source(prompts: PromptSet) -> dict[str, list[int]]:

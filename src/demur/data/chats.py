@@ -1,8 +1,9 @@
 """Chats: harmless at every turn, and what a request may follow upon.
 
 What is said late in a chat is short and leans on what was said before ("No, just the one."), so a gate that never met it
-takes it for anything. Harmless chats, cut at one of the user's turns, are plain prompts; and behind the beginning of one,
-harmful and harmless requests alike are put, so that the history says nothing of what is asked.
+takes it for anything. Harmless chats, cut at one of the user's turns, are plain prompts; behind the beginning of one,
+harmful and harmless requests alike are put, so that the history says nothing of what is asked; and of our own there are
+chats where it does.
 
 A file of chats is JSONL with `messages`, gzipped or not; those that a user does not begin are passed over. Files from
 elsewhere are split by what they begin with: a quarter of them is for validation.
@@ -48,6 +49,13 @@ def shipped_chats(split: Split) -> list[Chat]:
     """The chats that we wrote."""
     with as_file(files("demur.shipped") / "chats" / f"{split}.jsonl") as path:
         return load_chats(path)
+
+
+def escalations(split: Split) -> PromptSet:
+    """Chats that we wrote, of training and validation: they end in a harmful request, mostly in words that lean on what was
+    said before; and their twins, which begin alike and stay harmless."""
+    with as_file(files("demur.shipped") / "chats" / f"escalations-{split}.jsonl") as path:
+        return PromptSet.load(path)
 
 
 def chats_for(split: Split, paths: Sequence[Path] = ()) -> list[list[Chat]]:
@@ -96,12 +104,24 @@ def chat_prompts(split: Split) -> PromptSet:
 
 def with_chats(
     prompts: PromptSet,
-    chats: Sequence[Sequence[Chat]],
+    split: Split,
+    paths: Sequence[Path],
     share: float,
     fits: Callable[[Sequence[Message]], bool] = lambda _: True,
 ) -> PromptSet:
-    """The prompts, and behind them about `share` times as many conversations that fit the model, in equal parts: chats, and
-    harmful prompts, ones that look it, and plain ones behind the beginning of a chat.
+    """The prompts and, behind them, conversations that fit the model: about `share` times as many that are made of our chats
+    and those of files, and our escalations.
+
+    Raises:
+        FileError, PromptError: a file of chats that cannot be used.
+    """
+    rows = (*conversations(prompts, chats_for(split, paths), share), *escalations(split).rows)
+    return prompts.model_copy(update={"rows": (*prompts.rows, *(row for row in rows if fits(row.conversation)))})
+
+
+def conversations(prompts: PromptSet, chats: Sequence[Sequence[Chat]], share: float) -> list[Prompt]:
+    """About `share` times as many conversations as there are prompts, in equal parts: chats, and harmful prompts, ones that
+    look it, and plain ones behind the beginning of a chat.
 
     Each of the lists of chats has an equal share. Prompts that are wrapped, or conversations already, follow upon none.
     """
@@ -117,8 +137,7 @@ def with_chats(
                 groups.setdefault(row.source or "", []).append(row)
         for i, row in enumerate(evenly_of(list(groups.values()), each)):
             rows.append(_behind(draw.choice(before[i % len(before)]), row, plain=wanted == "plain"))
-    more = tuple({row.id: row for row in rows if fits(row.conversation)}.values())
-    return prompts.model_copy(update={"rows": (*prompts.rows, *more)})
+    return list({row.id: row for row in rows}.values())
 
 
 def _sort(row: Prompt) -> str:

@@ -31,9 +31,7 @@ def shipped_prompts(split: Split) -> PromptSet:
 
     Without a twin are harmless texts to write on touchy subjects (ids `touchy-text`), requests put as a language model puts
     them that was told to make a harmful one harmless (`softened`; a sixth are harmful all the same), bold imperatives and
-    short questions (`bold`; a quarter are), and plain parts to play and long tasks (`part`). Of the source `escalations`, in
-    training and validation, are chats that end in a harmful request, mostly in words that lean on what was said before, and
-    their twins, which begin alike and stay harmless.
+    short questions (`bold`; a quarter are), and plain parts to play and long tasks (`part`).
     """
     with as_file(files("demur.shipped") / "prompts" / f"{split}.jsonl") as path:
         return PromptSet.load(path).model_copy(update={"name": f"demur-{split}"})

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from demur.data.chats import chats_for, with_chats
+from demur.data.chats import with_chats
 from demur.data.prompts import shipped_prompts
 from demur.data.refusals import refusals
 from demur.data.wrappers import shipped_wrappers, with_wrapped
@@ -87,12 +87,12 @@ def find(
             )
         # One that cannot be asked is found out before the work, not behind it.
         guard_of(settings.guard, bench.lm.device)
-    chats = chats_for("train", settings.chats)
     if len(train.rows) >= FEWEST:
+        holds = partial(fits, bench.lm)
         if settings.wrapped:
-            train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, partial(fits, bench.lm))
+            train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, holds)
         if settings.turns:
-            train = with_chats(train, chats, settings.turns, partial(fits, bench.lm))
+            train = with_chats(train, "train", settings.chats, settings.turns, holds)
     if kept is None:
         found: dict[str, Any] = _acting(bench, train, validation, settings, folder)
     else:

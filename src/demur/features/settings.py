@@ -74,7 +74,8 @@ class FindSettings(Settings):
     (role-play, prefixes, fiction ...), so that harm is read through them; with fewer than a thousand prompts, none."""
     turns: float = Field(default=0.15, ge=0)
     """So many conversations for each training prompt are put beside them too: harmless chats, and prompts that follow upon
-    one, so that harm is read, and nothing else, whatever was said before; with fewer than a thousand prompts, none."""
+    one, so that harm is read, and nothing else, whatever was said before (and our chats that drift towards harm); with fewer
+    than a thousand prompts, none."""
     chats: tuple[Path, ...] = ()
     """Files of harmless chats (JSONL with `messages`), beside the shipped ones; three quarters of each are for training."""
     sensors: int = Field(default=64, gt=0)
