@@ -72,7 +72,6 @@ def _launch(
         from demur.config import data_folder
 
         os.environ["DEMUR_DATA"] = str(data_folder(data_dir))
-    app.config = ()  # a call before this one, in the same process, may have had its own
     if config is not None:
         if not config.is_file():
             raise SettingsError(f"config {config} does not exist; give a TOML file with a section [{_verb(tokens)}].")
@@ -100,6 +99,7 @@ def main() -> None:
     words = tuple(sys.argv[1:])
     if _verb(words) in VERBS and not {"--help", "-h"}.isdisjoint(words):
         _tell_all(_verb(words))
+    app.config = ()  # a call before this one, in the same process, may have had its own, even for what is common to all
     try:
         app.meta(words)
     except DemurError as error:

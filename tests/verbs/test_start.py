@@ -1,7 +1,9 @@
 """`demur --help` answers at once: nothing heavy is imported until a verb needs it."""
 
+import contextlib
 import importlib
 import inspect
+import json
 import subprocess
 import sys
 
@@ -44,3 +46,16 @@ def test_settings_have_the_defaults_of_their_class_and_are_flags_only(verb):
             assert parameter.annotation.__origin__ is type(parameter.default)
             assert parameter.default == type(parameter.default)()
             assert parameter.kind is parameter.KEYWORD_ONLY
+
+
+def test_a_call_knows_nothing_of_the_config_of_one_before_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "sets.toml").write_text('[sets]\nsplit = "validation"\n')
+    said = {}
+    for folder, config in (("there", ["-c", "sets.toml"]), (".", [])):
+        monkeypatch.chdir(tmp_path / folder)  # where the first one's file is not
+        monkeypatch.setattr(sys, "argv", ["demur", "sets", "demur", "--json", *config])
+        with contextlib.suppress(SystemExit):
+            main()
+        said[folder] = json.loads(capsys.readouterr().out)["origin"]["split"]
+    assert said == {"there": "validation", ".": "test"}
