@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from demur.data.chats import as_prompts, shipped_chats
 from demur.features import sensing
 from demur.features.attention import fit_attention
 from demur.features.effect import Bench
@@ -86,6 +87,28 @@ def test_streams_are_what_a_gate_reads():
     pools = read_prompts(lm, sae, talk, [], residual=["mean", "last"])
     for how in ("mean", "last"):
         torch.testing.assert_close(streams.pooled(how), pools[f"residual {how}"].float(), rtol=0.02, atol=0.02)
+
+
+def test_a_chats_last_turn_is_kept_apart_with_it(monkeypatch):
+    monkeypatch.setattr(sensing, "FEWEST", 0)
+    rows = [
+        r for split in ("train", "validation") for r in as_prompts(shipped_chats(split), 1) if len(r.conversation) == 3
+    ]
+    rows = [r.model_copy(update={"label": "harmful" if i % 2 else "benign"}) for i, r in enumerate(rows[:40])]
+    monkeypatch.setattr("demur.features.attention.EPOCHS", 0)
+    monkeypatch.setattr("demur.features.attention.FEWEST_STEPS", 1)
+    given: dict[str, list] = {}
+
+    def weighed(lm, streams, pooled, rows, apart, *more):
+        given.update(ids=[row.id for row in rows], apart=list(apart))
+        return {"probe": 1.0, "features": 0.2}, 0.0
+
+    monkeypatch.setattr(sensing, "_weighed", weighed)
+    sense(Bench(tiny.lm(), tiny.sae()), rows, ["chats"] * len(rows), FindSettings(sensors=4))
+    assert len(given["ids"]) == 2 * len(rows)
+    of = list(zip(given["ids"], given["apart"], strict=True))
+    assert sorted(of[: len(rows)]) == sorted(of[len(rows) :])
+    assert {away for _, away in of} == {True, False}
 
 
 @pytest.mark.parametrize("sign", [-5, 5])

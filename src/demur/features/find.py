@@ -24,6 +24,7 @@ from demur.features.signals import fits
 from demur.features.together import find_together
 from demur.models.chat import tokens_and_roles
 from demur.models.guard import guard_of
+from demur.models.load import LanguageModel
 from demur.records import Feature, FeatureSet, Positions, Prompt, PromptSet, evenly, evenly_of
 from demur.runs import part
 from demur.steering.policies import NONE
@@ -87,12 +88,7 @@ def find(
             )
         # One that cannot be asked is found out before the work, not behind it.
         guard_of(settings.guard, bench.lm.device)
-    if len(train.rows) >= FEWEST:
-        holds = partial(fits, bench.lm)
-        if settings.wrapped:
-            train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, holds)
-        if settings.turns:
-            train = with_chats(train, "train", settings.chats, settings.turns, holds)
+    train = _with_others(bench.lm, train, settings)
     if kept is None:
         found: dict[str, Any] = _acting(bench, train, validation, settings, folder)
     else:
@@ -149,6 +145,18 @@ def without(prompts: PromptSet, sources: Sequence[str]) -> PromptSet:
     for label in ("harmful", "benign"):
         left.where(label=label)
     return left
+
+
+def _with_others(lm: LanguageModel, train: PromptSet, settings: FindSettings) -> PromptSet:
+    # Behind the training prompts the wrapped ones and the conversations that are made of them, where there are enough.
+    if len(train.rows) < FEWEST:
+        return train
+    holds = partial(fits, lm)
+    if settings.wrapped:
+        train = with_wrapped(train, shipped_wrappers("train"), settings.wrapped, holds)
+    if settings.turns:
+        train = with_chats(train, "train", settings.chats, settings.turns, holds)
+    return train
 
 
 def _check_kept(bench: Bench, kept: FeatureSet, settings: FindSettings) -> None:

@@ -98,6 +98,8 @@ def sense(
     streams, several = with_last_turns(bench.lm, streams, talks)
     groups = [f"{source} {row.kind}" for source, row in zip(sources, rows, strict=True)]
     groups += [f"{groups[i]} alone" for i in several]
+    apart = [_tenth(row) for row in rows]  # a turn and its conversation are on one side
+    apart += [apart[i] for i in several]
     sources = [*sources, *(sources[i] for i in several)]
     rows = [*rows, *(_last_turn(rows[i]) for i in several)]
     harmful = [row.label == "harmful" for row in rows]
@@ -133,7 +135,7 @@ def sense(
     of["features"] = FeatureSensor(
         site=site, features=tuple(reading.features), weights=tuple(reading.weights), bias=reading.bias, pooling=pooling
     )
-    weights, bias = _weighed(bench.lm, streams, pooled, rows, harmful, groups, count, seed, attention, guard)
+    weights, bias = _weighed(bench.lm, streams, pooled, rows, apart, harmful, groups, settings, attention, guard)
     if guard is not None and weights["guard"] > 0:
         of["guard"] = GuardSensor(**guard.how.model_dump(), model_hash=guard.lm.hash)
     elif guard is not None:
@@ -220,24 +222,23 @@ def _weighed(
     streams: Streams,
     pooled: Tensor,
     rows: Sequence[Prompt],
+    apart: Sequence[bool],
     harmful: Sequence[bool],
     groups: Sequence[str],
-    count: int,
-    seed: int,
+    settings: FindSettings,
     attention: bool,
     guard: Guard | None,
 ) -> tuple[dict[str, float], float]:
     # How much each reading counts - the probe's, the features', a guard's - on prompts that none was fitted to; and the bias
     # of their sum.
-    apart = [_tenth(row) for row in rows]
     stay, out = ([i for i, away in enumerate(apart) if away is side] for side in (False, True))
     names = [*(["probe"] if attention else []), "features", *(["guard"] if guard else [])]
     if len({harmful[i] for i in out}) < 2 or len({harmful[i] for i in stay}) < 2:
         return {name: float(name == names[0]) for name in names}, 0.0
     told = {}
     if attention:
-        told["probe"] = fit_attention(streams, harmful, groups, stay, seed=seed).scores(streams, out)
-    sparse = fit(pooled[stay], [harmful[i] for i in stay], [groups[i] for i in stay], count)
+        told["probe"] = fit_attention(streams, harmful, groups, stay, seed=settings.seed).scores(streams, out)
+    sparse = fit(pooled[stay], [harmful[i] for i in stay], [groups[i] for i in stay], settings.sensors)
     told["features"] = sparse.scores(pooled[out])
     if guard is not None:
         # As a gate sees them: the messages that the steered model's tokens are made of.
