@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from demur.calibration import calibrate as calibrating
+from demur.calibration import search as searching
 from demur.calibration.calibrate import calibrate
-from demur.calibration.search import HOLDS, TRIALS, around, propose, search
+from demur.calibration.search import CONFIRMED, HOLDS, TRIALS, around, confirm, propose, search
 from demur.calibration.settings import CalibrationSettings
 from demur.calibration.trials import Ground, measure
 from demur.errors import PolicyError, SettingsError
@@ -55,6 +56,21 @@ def test_a_search_that_was_killed_goes_on_to_the_same_trials(tmp_path):
     assert (tmp_path / "whole" / TRIALS).read_bytes() == written
     more = SETTINGS.model_copy(update={"trials": 16})
     assert search(tried, plan(), more, tmp_path / "whole")[:14] == whole
+
+
+def test_finalists_that_were_tried_before_a_kill_are_not_tried_again(tmp_path, monkeypatch):
+    tried = ground(tmp_path)
+    best = search(tried, plan(), SETTINGS.model_copy(update={"trials": 4}), None)[1:]
+    asked = (tried.harmful[:2], tried.benign[:1])
+    whole = confirm(tried, best, *asked, drawn=1)
+    assert [t.number for t in whole] == [1, 2, 3] and all(t.drawn and t.refused.n == 2 for t in whole)
+    written = (tmp_path / CONFIRMED).read_bytes()
+    (tmp_path / CONFIRMED).write_bytes(written[: written.index(b"\n") + 30])  # the first is whole
+    made = []
+    monkeypatch.setattr(searching, "measure", lambda *how, **more: made.append(how[1]) or measure(*how, **more))
+    assert confirm(tried, best, *asked, drawn=1) == whole
+    assert made == [[best[1].params], [best[2].params]]
+    assert (tmp_path / CONFIRMED).read_bytes() == written
 
 
 def test_no_batch_is_begun_when_the_time_is_up(tmp_path):
@@ -145,13 +161,12 @@ def test_finalists_meet_an_open_gate_on_every_benign_prompt_that_they_are_tried_
     scores = calibrating.read_scores(tried.bench.lm, tried.bench.saes, tried.base, validation.rows)
     trials = search(tried, plan(), SETTINGS, tmp_path)
     seen = []
-    measured = calibrating.measure
 
-    def watched(there, *more, **how):
-        seen.append((there.lowest, [p.id for p in more[-1]]))
-        return measured(there, *more, **how)
+    def watched(there, best, harmful, benign, drawn):
+        seen.append((there.lowest, [p.id for p in benign]))
+        return confirm(there, best, harmful, benign, drawn)
 
-    monkeypatch.setattr(calibrating, "measure", watched)
+    monkeypatch.setattr(calibrating, "confirm", watched)
     calibrating._searched(tried, trials, validation, scores, tried.base.gate.threshold)
     score_of = {row.id: s.score for row, s in zip(validation.rows, scores, strict=True)}
     assert len(seen) == 1 and len(seen[0][1]) > len(tried.benign)

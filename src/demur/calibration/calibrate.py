@@ -15,10 +15,10 @@ from demur.calibration.front import choose, finalists, pareto_front
 from demur.calibration.late import LateReport, set_late
 from demur.calibration.levels import Setting, set_levels
 from demur.calibration.scores import Score, read_scores
-from demur.calibration.search import around, search
+from demur.calibration.search import around, confirm, search
 from demur.calibration.settings import CalibrationSettings
 from demur.calibration.strata import harmful_by_source, strata, with_a_chat_stratum, with_a_wrapped_stratum
-from demur.calibration.trials import NATS, Ground, Trial, fluency_limit, measure, plain_replies
+from demur.calibration.trials import NATS, Ground, Trial, fluency_limit, plain_replies
 from demur.errors import PolicyError
 from demur.features.effect import Bench
 from demur.features.reading import read_prompts
@@ -212,9 +212,7 @@ def _searched(
     good = [validation.rows[i] for i in numbers]
     if scores:  # these too are to open a soft gate that is forced open
         ground = replace(ground, lowest=min(scores[i].score for i in numbers))
-    what = "trying the finalists on more prompts"
-    again = measure(ground, [t.params for t in best], what, bad, good, drawn=settings.drawn)
-    confirmed = [made.model_copy(update={"number": t.number}) for t, made in zip(best, again, strict=True)]
+    confirmed = confirm(ground, best, bad, good, settings.drawn)
     chosen, rule = choose(confirmed, settings)
     opening = "that open the gate, " if scores else ""
     nearest = "benign ones nearest to opening it, with the gate forced open" if scores else "benign ones"

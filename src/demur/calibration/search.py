@@ -16,9 +16,9 @@ from demur.calibration.settings import CalibrationSettings
 from demur.calibration.trials import WHOLE, Ground, Params, Range, Space, Trial, measure
 from demur.errors import SettingsError
 from demur.files import to_line, whole_lines, write_jsonl
-from demur.records import Feature, Positions, parse
+from demur.records import Feature, Positions, Prompt, parse
 
-TRIALS = "trials.jsonl"
+TRIALS, CONFIRMED = "trials.jsonl", "confirmed.jsonl"
 ONSETS, HOLDS, DECAYS = (0, 1, 2, 3), (WHOLE, 8, 16, 24, 32), (0, 4, 8)
 ENDINGS = {"hold": 16, "decay": 0}, {"hold": 24, "decay": 8}
 """Long enough for a refusal of one sentence, or two; what says no to the last token may go on saying so in circles."""
@@ -97,6 +97,26 @@ def search(ground: Ground, plan: Search, settings: CalibrationSettings, folder: 
                 file.write("".join(to_line(row | {"batch": count, "seconds": spent / count}) for row in rows))
         trials, seconds = [*trials, *made], seconds + spent
     return trials
+
+
+def confirm(
+    ground: Ground, best: Sequence[Trial], harmful: Sequence[Prompt], benign: Sequence[Prompt], drawn: int
+) -> list[Trial]:
+    """The finalists on more prompts, one by one; those that the folder has already are not tried again."""
+    path = ground.folder / CONFIRMED if ground.folder else None
+    known = {row["number"]: row for row in (whole_lines(path) if path else [])}
+    found = []
+    for i, trial in enumerate(best, 1):
+        if (row := known.get(trial.number)) is not None and row["params"] == trial.params:
+            found.append(parse(Trial, row, path or CONFIRMED, SettingsError))
+            continue
+        what = f"trying finalist {i} of {len(best)} on more prompts"
+        (made,) = measure(ground, [trial.params], what, harmful, benign, drawn)
+        found.append(made.model_copy(update={"number": trial.number}))
+        if path:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(to_line(found[-1].model_dump(mode="json", exclude_none=True)))
+    return found
 
 
 def propose(space: Space, trials: Sequence[Trial], count: int, seed: int) -> list[dict[str, Any]]:

@@ -10,14 +10,12 @@ from pydantic import Field
 from demur.config import Settings
 from demur.data.wrappers import WRAPPED
 from demur.errors import SettingsError
-from demur.records import LevelName, Positions
+from demur.records import LIKE_HARM, LevelName, Positions
 
 CALIBRATED: tuple[LevelName, ...] = ("relaxed", "standard", "strict")
 """Levels that are given a budget; `off` needs none."""
 OF_STANDARD = {"relaxed": 0.5, "standard": 1.0, "strict": 2.0}
 """A level's budget for plain prompts, as a multiple of standard's."""
-LIKE_HARM = ("lookalike", "offensive")
-"""Strata of prompts that only look or sound harmful."""
 WIDER = {
     **{stratum: {"relaxed": 0.10, "standard": 0.20, "strict": 0.35} for stratum in LIKE_HARM},
     WRAPPED: {"relaxed": 0.015, "standard": 0.03, "strict": 0.06},

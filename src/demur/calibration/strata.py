@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from demur.calibration.settings import LIKE_HARM
 from demur.data.chats import with_chats
 from demur.data.wrappers import shipped_wrappers, with_wrapped
 from demur.errors import PromptError
-from demur.records import Message, Prompt, PromptSet
+from demur.records import LIKE_HARM, Message, Prompt, PromptSet
 
 PLAIN_STRATA = ("chat", "mathematics", "code", "fiction", "advice")
 """Kinds of plain prompt that are strata; plain ones of no such category are `plain`."""
