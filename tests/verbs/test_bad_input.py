@@ -223,6 +223,7 @@ CASES = {
     ),
     "missing data folder": (["--data-dir", "{w}/gone", "sets"], "does not exist"),
     "inspecting what is not there": (["inspect", "{w}/gone"], "does not exist"),
+    "inspecting a level that is none": (["inspect", "gated:strikt"], "it has off, relaxed, standard, strict"),
 }
 
 

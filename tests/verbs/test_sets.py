@@ -1,4 +1,4 @@
-"""`demur sets` and `demur inspect` on prompts: from the command that a user would type."""
+"""`demur sets`, and `demur inspect` on prompts and policies by name: from the command that a user would type."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import pytest
 
 from demur.data.registry import NAMES
 from demur.data.sets import named_set
+from demur.steering.policies import find_policy
 from tests.data.standin import build, write
 from tests.verbs.test_bad_input import run
 
@@ -72,3 +73,9 @@ def test_the_data_folder_may_be_named_before_or_after_the_verb(folder, monkeypat
 def test_listing_sets_waits_for_no_model():
     code = "import sys, demur.verbs.sets; print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_inspect_takes_a_policy_by_name_at_a_level_or_dose(monkeypatch, capsys):
+    for name in ("gated", "gated:strict", "paper@0.8"):
+        code, out, _ = run(monkeypatch, capsys, "inspect", name, "--json")
+        assert (code, json.loads(out)["hash"]) == (0, find_policy(name).hash)

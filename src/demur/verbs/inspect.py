@@ -1,5 +1,6 @@
 """`demur inspect`: any file or folder → what it is."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from demur.sae.exchange.foreign import Foreign, even, norms_of
 from demur.sae.exchange.formats import DEMUR, format_of, open_sae, read_foreign
 from demur.steering.describe import described as described_sensor
 from demur.steering.describe import in_words
+from demur.steering.policies import find_policy, names
 from demur.verbs.find import features_table, held_out_table
 from demur.verbs.found import found_tables
 from demur.verbs.output import drawn, show
@@ -21,18 +23,19 @@ from demur.verbs.sets import described
 
 
 def inspect_verb(path: Path, *, columns: str = "", json: bool = False) -> None:
-    """Say what a file is: an SAE, features, a policy, prompts (a file, or a set by name), a run.
+    """Say what a file is: an SAE, features, a policy or prompts (these two by name, too), a run.
 
     Examples
     --------
     demur inspect runs/find/features.json
     demur inspect policy.toml
+    demur inspect gated:strict
     demur inspect prompts.csv --columns prompt=goal,label=is_bad
 
     Parameters
     ----------
     path
-        A file or folder, or the name of a prompt set.
+        A file or folder, or the name of a prompt set or of a policy (with a level or a dose, if you like).
     columns
         Of a prompt file: which column is what, where its names are not the usual ones.
     json
@@ -40,6 +43,8 @@ def inspect_verb(path: Path, *, columns: str = "", json: bool = False) -> None:
     """
     if not path.exists() and str(path) in NAMES:
         body, text = described(named_set(str(path)))
+    elif not path.exists() and re.split("[:@]", str(path))[0] in names():
+        body, text = _policy(find_policy(str(path)))
     elif not path.exists():
         raise FileError(f"{path} does not exist{nearest(path)}")
     else:
@@ -54,8 +59,7 @@ def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
         manifest = read_json(path / MANIFEST)
         return {"kind": "run"} | manifest, "\n".join(["a run", *(f"  {k}: {v}" for k, v in manifest.items())])
     if path.suffix == ".toml":
-        policy = Policy.load(path)
-        return {"kind": "policy", "hash": policy.hash} | policy.model_dump(mode="json"), "\n".join(in_words(policy))
+        return _policy(Policy.load(path))
     if path.suffix in SUFFIXES:
         return described(load_table(path, columns))
     if path.suffix == ".json":
@@ -70,6 +74,10 @@ def _read(path: Path, columns: dict[str, str]) -> tuple[dict[str, Any], str]:
         f"{path} is nothing that demur knows: expected an SAE or run folder, .toml, .json or a "
         f"prompt file ({', '.join(SUFFIXES)})."
     )
+
+
+def _policy(policy: Policy) -> tuple[dict[str, Any], str]:
+    return {"kind": "policy", "hash": policy.hash} | policy.model_dump(mode="json"), "\n".join(in_words(policy))
 
 
 def _sae(path: Path) -> tuple[dict[str, Any], str]:
