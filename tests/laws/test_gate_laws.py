@@ -45,18 +45,20 @@ def read_by_a_gate(roles: list[int], last_turn: bool) -> list[int]:
     return sorted({*words, len(roles) - 1})
 
 
-def sense(policy: Policy, sensor, text: str | tuple[Message, ...], last_turn: bool = False) -> float:
-    """A sensor's score, from its definition."""
+def sense(
+    policy: Policy, sensor, text: str | tuple[Message, ...], last_turn: bool = False, first: int | None = None
+) -> float:
+    """A sensor's score, from its definition; or that of so many of the tokens it reads."""
     lm = tiny.lm()
     if isinstance(sensor, JoinedSensor):
-        scores = [sense(policy, part, text, last_turn) for part in sensor.of]
+        scores = [sense(policy, part, text, last_turn, first) for part in sensor.of]
         if sensor.rule == "sum":
             return sum(w * s for w, s in zip(sensor.weights, scores, strict=True)) + sensor.bias
         margins = [s - t for s, t in zip(scores, sensor.thresholds, strict=True)]
         return {"any": max(margins), "all": min(margins), "not": -margins[0]}[sensor.rule]
     one = encode(lm, tiny.said(text) if isinstance(text, str) else [text])
     x = read(lm, [sensor.site], one.ids)[sensor.site][0]
-    x = x[read_by_a_gate(one.roles[0].tolist(), last_turn)]
+    x = x[read_by_a_gate(one.roles[0].tolist(), last_turn)[:first]]
     if isinstance(sensor, ProbeSensor):
         return float(x.mean(0) @ torch.as_tensor(policy.vector("v")).double()) + sensor.bias
     if isinstance(sensor, AttentionSensor):
@@ -439,3 +441,48 @@ def test_what_fired_says_on_which_word():
     for fired in seen["fired"]:
         assert float(f[fired.position, fired.feature]) == pytest.approx(fired.value, abs=1e-9)
         assert fired.token == lm.tokenizer.decode([int(one.ids[0, fired.position])])
+
+
+@pytest.mark.parametrize("rule", JOINED)
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_what_the_gate_thought_at_each_word_is_its_score_of_the_words_so_far(rule, chunk):
+    policy = gated(Gate(sensor=JOINED[rule], threshold=0.0, turns="either"))
+    lm, prompts = tiny.lm(), encode(tiny.lm(), TALKS)
+    width = prompts.ids.shape[1]
+    with steer(lm, tiny.saes(), [policy] * len(TALKS), prompts, words=True) as session, torch.inference_mode():
+        cache = None
+        for start in range(0, width, chunk or width):
+            end = start + (chunk or width)
+            out = lm.model(
+                prompts.ids[:, start:end],
+                attention_mask=prompts.mask[:, :end],
+                position_ids=(prompts.mask.cumsum(1) - 1).clamp_min(0)[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = out.past_key_values
+    of = {sensor.site: sensor.features for sensor in policy.gate.readers if sensor.kind == "features"}
+    for row, talk in enumerate(TALKS):
+        seen = session.report(row, 1)
+        one = encode(lm, [talk])
+        places = read_by_a_gate(one.roles[0].tolist(), seen["last_turn"])
+        assert [h.token for h in seen["heard"]] == [lm.tokenizer.decode([int(one.ids[0, p])]) for p in places]
+        for n, heard in enumerate(seen["heard"], 1):
+            score = sense(policy, JOINED[rule], talk, seen["last_turn"], n)
+            assert heard.score == pytest.approx(score, abs=0.006)
+        assert seen["heard"][-1].score == pytest.approx(seen["gate"], abs=0.006)
+        for site in of:
+            f = tiny.saes()[site].encode(read(lm, [site], one.ids)[site][0])
+            for place, heard in zip(places, seen["heard"], strict=True):
+                wanted = {feature for s in policy.gate.readers if s.kind == "features" for feature in s.features}
+                active = {
+                    str(feature): round(float(f[place, feature]), 2) for feature in wanted if f[place, feature] > 0
+                }
+                assert heard.fired == pytest.approx(active, abs=0.011)
+
+
+def test_what_the_gate_thought_is_not_kept_unless_asked_for():
+    seen = decide(tiny.lm(), tiny.saes(), tiny.said(TEXTS[0]), gated(ALWAYS))[0]
+    assert "heard" not in seen
+    silent = decide(tiny.lm(), tiny.saes(), tiny.said("", TEXTS[0]), gated(ALWAYS), words=True)
+    assert silent[0]["heard"] == () and silent[1]["heard"]

@@ -1,5 +1,6 @@
 """Which examples are shown, and whether colours can be read."""
 
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from demur.files import write_json
-from demur.records import Evidence, Feature, FeatureSet, Fired, Verdict, evenly
+from demur.records import Evidence, Feature, FeatureSet, Fired, Heard, Verdict, evenly
 from demur.reports.examples import (
     NEAR,
     choose,
@@ -17,6 +18,7 @@ from demur.reports.examples import (
     sides,
     what_fired,
     what_the_gate_thought,
+    word_by_word,
 )
 from demur.reports.page import GLYPHS, write_report
 from demur.reports.plots import SHAPES
@@ -100,8 +102,28 @@ def test_features_of_shipped_policies_are_named_and_what_the_gate_thought_is_tol
     told = "gate 1.25, open, most like violent crimes, read off the last turn by itself, opened on the reply, at its token 5"
     assert what_the_gate_thought(rows[0]) == told
     assert what_the_gate_thought(rows[0].model_copy(update={"gate": None})) == ""
+    assert word_by_word(rows[0], words["gated:strict"]) == []
     write_report(tmp_path)
     assert told in (tmp_path / "report.html").read_text()
+
+
+def test_what_the_gate_thought_word_by_word(tmp_path: Path) -> None:
+    sure = "<|im_end|>\n<script>"
+    heard = (
+        Heard(token="How", score=-2),
+        Heard(token=" kill", score=3.0, fired={"9": 1.5, "site/7": 2, "?": 1}),
+        Heard(token=sure, score=900),
+    )
+    rows = transcripts(["gated"], heard=heard)
+    told = word_by_word(rows[0], {9: "knives"})
+    assert [w.text for w in told] == ["How", " kill", "<script>"]
+    assert [w.share for w in told] == pytest.approx([100 / (1 + math.exp(2)), 100 / (1 + math.exp(-3)), 100])
+    assert told[1].note == "+3.00; site/7 = 2; 9 “knives” = 1.5; ? = 1"
+    write_run(tmp_path, [*transcripts(["none"]), *rows])
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert '<span style="--share:95%" title="+3.00; site/7 = 2; 9 = 1.5; ? = 1"> kill</span>' in page
+    assert "<script>" not in page
 
 
 def test_many_policies_have_one_sentence_and_names_apart(tmp_path: Path) -> None:

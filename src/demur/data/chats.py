@@ -20,7 +20,7 @@ from demur.data.corpus import documents
 from demur.data.prompts import Split
 from demur.data.wrappers import WRAPPED
 from demur.errors import FileError, PromptError
-from demur.records import Message, Prompt, PromptSet, evenly_of, parse
+from demur.records import LIKE_HARM, Message, Prompt, PromptSet, evenly_of, parse
 
 CHATS = "chats"
 """Source of harmless chats, and the stratum of these and of plain prompts that follow upon one."""
@@ -144,7 +144,7 @@ def _sort(row: Prompt) -> str:
     # What sort of prompt a row is, as far as conversations are concerned.
     if row.label == "harmful":
         return "harmful"
-    return "lookalike" if row.kind in ("lookalike", "offensive") else "plain"
+    return "lookalike" if row.kind in LIKE_HARM else "plain"
 
 
 def _history(chat: Chat, draw: random.Random) -> Chat | None:

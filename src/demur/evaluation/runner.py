@@ -198,11 +198,11 @@ def usual_replies(
             said = dict.fromkeys(same, ())
         asked = [talk[i] for i in said]
         late = list(said.values()) if policy.gate.continuation is not None else ()
-        for i, seen in zip(said, decide(lm, saes, asked, policy, settings.batch, late), strict=True):
+        for i, seen in zip(said, decide(lm, saes, asked, policy, settings.batch, late, True), strict=True):
             if not seen["open"]:
                 left.remove(i)
                 yield i, Reply(same[i].reply, same[i].tokens, same[i].finish, seen)
-    made = generate(lm, saes, [talk[i] for i in left], [policy] * len(left), settings, settings.batch)
+    made = generate(lm, saes, [talk[i] for i in left], [policy] * len(left), settings, settings.batch, words=True)
     yield from ((left[i], reply) for i, reply in made)
 
 

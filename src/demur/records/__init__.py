@@ -19,7 +19,7 @@ from demur.records.features import (
 )
 from demur.records.interventions import Edit, Intervention, Operation, Positions, Push
 from demur.records.policy import LEVELS, Level, LevelName, Policy
-from demur.records.prompts import Label, Message, Prompt, PromptSet, SetOrigin
+from demur.records.prompts import LIKE_HARM, Label, Message, Prompt, PromptSet, SetOrigin
 from demur.records.rates import Rate
 from demur.records.record import R, Record, evenly, evenly_of, first_problem, parse, read_rows
 from demur.records.sensors import (
@@ -38,11 +38,12 @@ from demur.records.sensors import (
     Sensor,
     readers,
 )
-from demur.records.transcripts import Fired, Outcome, Transcript, Verdict
+from demur.records.transcripts import Fired, Heard, Outcome, Transcript, Verdict
 from demur.records.vectors import Vectors
 
 __all__ = [
     "LEVELS",
+    "LIKE_HARM",
     "Area",
     "AttentionSensor",
     "CastSensor",
@@ -58,6 +59,7 @@ __all__ = [
     "Gate",
     "GuardModel",
     "GuardSensor",
+    "Heard",
     "HeldOut",
     "HeldOutPair",
     "Interaction",

@@ -13,6 +13,8 @@ from demur.files import read_jsonl, write_jsonl
 from demur.records.record import Record, evenly, first_problem
 
 Label = Literal["harmful", "benign"]
+LIKE_HARM = ("lookalike", "offensive")
+"""Kinds of benign prompt that only look or sound harmful."""
 
 
 class Message(Record):

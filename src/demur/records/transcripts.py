@@ -22,6 +22,16 @@ class Fired(Record):
     """That token's text."""
 
 
+class Heard(Record):
+    """One token of a prompt, as a gate came to it."""
+
+    token: str
+    score: float
+    """The gate's score of what it had read by then, to two decimals."""
+    fired: dict[str, float] = {}
+    """Features of its sensors that were active on the token, by number (`site/number`, where it reads several sites)."""
+
+
 class Transcript(Record):
     """One reply, with what the policy saw and did."""
 
@@ -63,6 +73,8 @@ class Transcript(Record):
         return self.messages or (Message(role="user", content=self.prompt or ""),)
 
     fired: tuple[Fired, ...] = ()
+    heard: tuple[Heard, ...] = ()
+    """Token by token, what the gate read of the prompt, or of its last turn where that is its score."""
 
 
 class Verdict(Record):

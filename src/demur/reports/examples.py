@@ -1,5 +1,6 @@
 """Which replies the page shows, chosen by a rule and never by hand, failures among them."""
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from demur.errors import PolicyError
 from demur.records import Feature, FeatureSet, Fired, Transcript, evenly
 from demur.reports.study import PLAIN, Answer, Case, Study, first
 from demur.reports.words import clean, readable
+from demur.steering.explain import MARKS, without_marks
 from demur.steering.policies import find_policy, known_features, names
 
 FEATURES = "features.json"
@@ -146,6 +148,38 @@ def what_the_gate_thought(t: Transcript) -> str:
     parts += [f"opened on the reply, at its token {t.late + 1}"] if t.late is not None else []
     parts += [f"at {t.dose:.2f} of the dose"] if t.open and t.dose != 1 else []
     return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """A word of a prompt, shaded by what the gate thought when it had come to it."""
+
+    text: str
+    share: float
+    """From 0 to 100: the logistic of the score."""
+    note: str
+
+
+def word_by_word(t: Transcript, words: dict[int, str]) -> list[Shaded]:
+    """What the gate thought as it read the prompt, or its last turn; empty where it was not asked or has read no words."""
+    return [
+        Shaded(
+            without_marks(h.token) if MARKS.search(h.token) else h.token,
+            100 / (1 + math.exp(-max(min(h.score, 50), -50))),
+            "; ".join([f"{h.score:+.2f}", *(_active(name, value, words) for name, value in _strongest(h.fired))]),
+        )
+        for h in t.heard
+    ]
+
+
+def _strongest(fired: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(fired.items(), key=lambda item: -item[1])[:SHOWN]
+
+
+def _active(name: str, value: float, words: dict[int, str]) -> str:
+    number = name.rpartition("/")[2]
+    meaning = words.get(int(number), "") if number.isdecimal() else ""
+    return f"{name}{f' “{meaning}”' if meaning else ''} = {value:.3g}"
 
 
 def raised_words(study: Study) -> Words:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from demur.evaluation.statistics import Comparison, Rate
-from demur.records import Label
+from demur.records import LIKE_HARM, Label
 from demur.reports import plots
 from demur.reports.blocks import (
     Cell,
@@ -227,7 +227,7 @@ def _categories(study: Study, name: str) -> Table | None:
 def _of_group(label: str, kind: str | None) -> str:
     if label == "harmful":
         return "harm"
-    return kind if kind in ("lookalike", "offensive") else "topic"
+    return kind if kind in LIKE_HARM else "topic"
 
 
 # --- what became of the requests -------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Why a reply came out as it did, in words: what the gate read, which features took part, what was changed."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from demur.records import Feature, FeatureSensor, Fired, JoinedSensor, Policy, Reader, readers
+from demur.records import Feature, FeatureSensor, Fired, Heard, JoinedSensor, Policy, Reader, readers
 from demur.steering.generate import Reply
 
 MARKS = re.compile(r"<\|\w+\|>(?:(?:system|user|assistant)\b)?")
@@ -12,6 +12,8 @@ NAMELESS = {
     "guard": "a guard model",
 }  # fmt: skip
 """Sensors that read no features, in words."""
+FEW, MOST = 40, 8
+"""Tokens of a prompt that is told word by word; and of how many of a longer one."""
 Known = Mapping[tuple[str, int], Feature]
 """Features whose evidence may be quoted, by site and number."""
 
@@ -53,6 +55,7 @@ def _read(policy: Policy, seen: dict, known: Known) -> list[str]:
         f"the gate {'opened' if opened else 'stayed shut'}: {what} scored {seen['gate']:.2f}{kind}; "
         f"the threshold is {line:.2f}."
     ]
+    lines += _heard(seen.get("heard", ()))
     weights = shares(gate.sensor)
     read = [(w * f.value, f) for f in seen["fired"] if f.role == "sensor" and (w := weights.get((f.site, f.feature)))]
     for share, f in sorted(read, key=lambda pair: -abs(pair[0]))[:5]:
@@ -66,6 +69,22 @@ def _read(policy: Policy, seen: dict, known: Known) -> list[str]:
     if seen.get("late") is not None:
         lines.append(f"the gate on the reply opened at its token {seen['late'] + 1}.")
     return lines
+
+
+def _heard(heard: Sequence[Heard]) -> list[str]:
+    # A short prompt word by word; of a long one where the score changed most.
+    if not heard:
+        return []
+    if len(heard) <= FEW:
+        return ["  as it read on: " + " ".join(f"{_word(h)} {h.score:+.1f}" for h in heard)]
+    before = [heard[0].score, *(h.score for h in heard)]
+    steps = sorted(zip(heard, before, strict=False), key=lambda step: -abs(step[0].score - step[1]))[:MOST]
+    told = ", ".join(f"{h.score - b:+.1f} at {_word(h)!r}" for h, b in steps)
+    return [f"  as it read on, the score changed most so: {told}"]
+
+
+def _word(heard: Heard) -> str:
+    return MARKS.sub("", heard.token).strip() or "⏎"
 
 
 def shares(sensor: Reader | JoinedSensor, factor: float = 1.0) -> dict[tuple[str, int], float]:

@@ -5,7 +5,7 @@ threshold was set on such sums, and those of a model in half precision keep two 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +46,13 @@ class Seen:
         """Their activations."""
         assert self.sae is not None
         return self.sae.read(self.x, self.features)
+
+    @staticmethod
+    def joined(parts: Sequence["Seen"]) -> "Seen":
+        """What came in several chunks, as if it had come in one."""
+        first = parts[0]
+        x, row, position = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "row", "position"))
+        return Seen(x, row, position, first.sae, first.features)
 
     def of(self, rows: Bool[Tensor, " batch"]) -> "Seen":
         """The tokens of some rows."""
@@ -95,6 +102,15 @@ class Pool:
         """The pooled values so far."""
         return self.values / self.seen.clamp_min(1) if self.how == "mean" else self.values
 
+    def running(self, values: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens n"]:
+        """What is pooled of one row's values up to each."""
+        values = values.to(self.values)
+        if self.how == "max":
+            return values.cummax(0).values.clamp_min(self.start)
+        if self.how == "mean":
+            return values.cumsum(0) / torch.arange(1, len(values) + 1, device=values.device)[:, None]
+        return values
+
 
 class FeatureState:
     """A sparse sensor on one batch."""
@@ -120,8 +136,15 @@ class FeatureState:
 
     def scores(self) -> Float[Tensor, " rows"]:
         """`bias + Σ weight · pooled activation`."""
+        return self._of(self.pool.read())
+
+    def running(self, seen: Seen) -> Float[Tensor, " tokens"]:
+        """The score of one row up to each of its tokens."""
+        return self._of(self.pool.running(seen.f[:, self.columns]))
+
+    def _of(self, pooled: Tensor) -> Tensor:
         # Row by row sums, not a matrix product, whose rounding depends on how many rows are read together.
-        return (self.pool.read() * self.weights).sum(1) + self.sensor.bias
+        return (pooled * self.weights).sum(1) + self.sensor.bias
 
     def fired(self, row: int) -> tuple[Fired, ...]:
         """The features that were active on a row."""
@@ -157,6 +180,10 @@ class ProbeState:
         pooled = torch.where(self.pool.seen > 0, self.pool.read(), 0)
         return (pooled * self.vector).sum(1) + self.sensor.bias
 
+    def running(self, seen: Seen) -> Float[Tensor, " tokens"]:
+        """The score of one row up to each of its tokens."""
+        return (self.pool.running(seen.x) * self.vector).sum(1) + self.sensor.bias
+
     def fired(self, row: int) -> tuple[Fired, ...]:
         """No features: the direction is the policy's own."""
         return ()
@@ -181,10 +208,15 @@ class CastState:
 
     def scores(self) -> Float[Tensor, " rows"]:
         """`sign · cos(h, tanh(P h))`; of a row of which nothing was read, the lowest there is."""
-        h = self.pool.read()
+        return torch.where(self.pool.seen[:, 0] > 0, self._of(self.pool.read()), -torch.inf)
+
+    def running(self, seen: Seen) -> Float[Tensor, " tokens"]:
+        """The score of one row up to each of its tokens."""
+        return self._of(self.pool.running(seen.x))
+
+    def _of(self, h: Tensor) -> Tensor:
         projected = torch.tanh((h * self.unit).sum(1, keepdim=True) * self.unit)
-        score = self.sensor.sign * torch.cosine_similarity(h, projected, dim=1)
-        return torch.where(self.pool.seen[:, 0] > 0, score, -torch.inf)
+        return self.sensor.sign * torch.cosine_similarity(h, projected, dim=1)
 
     def fired(self, row: int) -> tuple[Fired, ...]:
         """No features: the direction is the policy's own."""
@@ -230,6 +262,16 @@ class AttentionState:
         """`bias + w · gelu(z)`; of a row of which nothing was read, as if all it reads were 0."""
         z = (self.sums / torch.where(self.total > 0, self.total, 1)[..., None]).flatten(1)
         return (gelu(z) * self.out).sum(1) + self.sensor.bias
+
+    def running(self, seen: Seen) -> Float[Tensor, " tokens"]:
+        """The score of one row up to each of its tokens."""
+        x = seen.x.to(self.query)
+        values = (x @ self.value.T + self.value_bias).view(len(x), *self.sums.shape[1:])
+        # Below the peak of all its tokens, in double precision, so that the first ones' weights are not lost.
+        logit = (x @ self.query.T).double()
+        weight = (logit - logit.amax(0)).exp()[..., None]
+        z = (weight * values).cumsum(0) / weight.cumsum(0)
+        return (gelu(z.to(values).flatten(1)) * self.out).sum(1) + self.sensor.bias
 
     def fired(self, row: int) -> tuple[Fired, ...]:
         """No features: what it reads is the policy's own."""
@@ -373,6 +415,19 @@ class GateState:
         """Each row's score so far."""
         return self._decide()[0]
 
+    def running(self, row: int, seen: Mapping[str, Seen]) -> Float[Tensor, " tokens"]:
+        """What the score of a row was after each token that was read of it, given these at each site."""
+        states = self.last_turn if self.by_last_turn(row) else self.states
+        length = len(next(iter(seen.values())).x)
+
+        def so_far(reader: Reader) -> Tensor:
+            state = states[reader]
+            if isinstance(reader, GuardSensor) or isinstance(state, GuardState):
+                return state.scores()[row].expand(length)  # asked once, of the whole
+            return state.running(seen[reader.site])
+
+        return self._score(self.gate.sensor, so_far)
+
     def open(self) -> Bool[Tensor, " rows"]:
         """Which rows reach the threshold."""
         return self.margins() >= 0
@@ -402,10 +457,10 @@ class GateState:
     def _decide(self) -> tuple[Tensor, ...]:
         # Once the prompts are read nothing changes, and every further token asks again.
         if self._decided is None:
-            score = self._score(self.gate.sensor, self.states)
+            score = self._score(self.gate.sensor, lambda r: self.states[r].scores())
             by_last = torch.zeros_like(self.several)
             if self.several.any():
-                alone = self._score(self.gate.sensor, self.last_turn)
+                alone = self._score(self.gate.sensor, lambda r: self.last_turn[r].scores())
                 by_last = self.several & (alone > score)
                 score = torch.where(by_last, alone, score)
             line, dose = torch.full_like(score, self.gate.threshold), torch.ones_like(score)
@@ -425,12 +480,13 @@ class GateState:
         return self._decided
 
     def _kinds(self, states: Mapping[Reader, ReaderState]) -> Int[Tensor, " rows"]:
-        return torch.stack([self._score(k.sensor, states) for k in self.gate.kinds], dim=1).argmax(1)
+        of = [self._score(k.sensor, lambda r: states[r].scores()) for k in self.gate.kinds]
+        return torch.stack(of, dim=1).argmax(1)
 
-    def _score(self, sensor: Reader | JoinedSensor, states: Mapping[Reader, ReaderState]) -> Float[Tensor, " rows"]:
+    def _score(self, sensor: Reader | JoinedSensor, score_of: Callable[[Reader], Tensor]) -> Float[Tensor, " rows"]:
         if not isinstance(sensor, JoinedSensor):
-            return states[sensor].scores()
-        parts = [self._score(part, states) for part in sensor.of]
+            return score_of(sensor)
+        parts = [self._score(part, score_of) for part in sensor.of]
         if sensor.rule == "sum":
             return sum((w * p for w, p in zip(sensor.weights, parts, strict=True)), torch.zeros_like(parts[0])) + (
                 sensor.bias

@@ -37,10 +37,12 @@ def generate(
     policies: Sequence[Policy],
     settings: GenerationSettings,
     batch: int = 64,
+    words: bool = False,
 ) -> Iterator[tuple[int, Reply]]:
     """Replies as they are made, with the number of the conversation; those of like length go together.
 
-    At most `batch` at a time, fewer where they are long.
+    At most `batch` at a time, fewer where they are long. With `words`, `Reply.steering` says word by word what the gate
+    thought of the prompt (`heard`).
 
     Raises:
         PromptError: a prompt that does not fit the context, before anything is generated.
@@ -48,7 +50,7 @@ def generate(
     """
     talk = [p.conversation(c) for p, c in zip(policies, conversations, strict=True)]
     coded = [tokens_and_roles(lm, c) for c in talk]
-    silent = dict(_canned(lm, saes, conversations, policies, batch))
+    silent = dict(_canned(lm, saes, conversations, policies, batch, words))
     yield from silent.items()
     order = sorted((i for i in range(len(coded)) if i not in silent), key=lambda i: -len(coded[i][0]))
     ends = end_tokens(lm)
@@ -58,7 +60,7 @@ def generate(
         group = order[start : start + max(1, min(batch, batch * USUAL // longest))]
         start += len(group)
         prompts = pad(lm, [coded[i] for i in group])
-        with steer(lm, saes, [policies[i] for i in group], prompts) as session:
+        with steer(lm, saes, [policies[i] for i in group], prompts, words) as session:
             replies = reply_tokens(lm, prompts, settings)
         for row, (i, tokens) in enumerate(zip(group, replies, strict=True)):
             finish = "stop" if tokens and tokens[-1] in ends else "length"
@@ -71,12 +73,14 @@ def _canned(
     conversations: Sequence[Sequence[Message]],
     policies: Sequence[Policy],
     batch: int,
+    words: bool,
 ) -> Iterator[tuple[int, Reply]]:
     # Where a policy answers with a fixed text, there is nothing to generate once its gate has opened.
     for policy in {p.hash: p for p in policies if p.canned}.values():
         mine = [i for i, p in enumerate(policies) if p.hash == policy.hash]
         length = len(lm.tokenizer(policy.canned, add_special_tokens=False)["input_ids"])
-        for i, seen in zip(mine, decide(lm, saes, [conversations[i] for i in mine], policy, batch), strict=True):
+        seen_of = decide(lm, saes, [conversations[i] for i in mine], policy, batch, words=words)
+        for i, seen in zip(mine, seen_of, strict=True):
             if seen["open"]:
                 yield i, Reply(policy.canned, length, "stop", seen)
 
@@ -88,6 +92,7 @@ def decide(
     policy: Policy,
     batch: int = 64,
     replies: Sequence[Sequence[int]] = (),
+    words: bool = False,
 ) -> list[dict]:
     """What the policy's gate says of each conversation, as `Reply.steering` of a reply that was not begun.
 
@@ -95,7 +100,7 @@ def decide(
     (token ids), a gate on the reply reads them too: what it would have thought of them, had the model said them.
     """
     coded = [tokens_and_roles(lm, policy.conversation(c)) for c in conversations]
-    return decide_rows(lm, saes, coded, policy, batch, replies)
+    return decide_rows(lm, saes, coded, policy, batch, replies, words)
 
 
 @torch.inference_mode()
@@ -106,6 +111,7 @@ def decide_rows(
     policy: Policy,
     batch: int = 64,
     replies: Sequence[Sequence[int]] = (),
+    words: bool = False,
 ) -> list[dict]:
     """As `decide`, of prompts that are token ids and their roles already."""
     if policy.gate is None:
@@ -123,7 +129,7 @@ def decide_rows(
         group = order[start : start + batch]
         rows = [(coded[i][0] + list(said[i]), coded[i][1] + [int(Role.PAD)] * len(said[i])) for i in group]
         prompts = pad(lm, rows, "right")
-        with steer(lm, saes, [reading] * len(group), prompts) as session:
+        with steer(lm, saes, [reading] * len(group), prompts, words) as session:
             if reading.gate.sites:  # a guard was asked already
                 with at_blocks({lm.block(reading.gate.sites[-1]): stop}), halted():
                     lm.logits(prompts.ids, last=1)

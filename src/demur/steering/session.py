@@ -18,7 +18,7 @@ from demur.models.guard import guard_of
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
 from demur.models.sites import Site
-from demur.records import AttentionSensor, FeatureSensor, Fired, Intervention, Policy, Positions
+from demur.records import AttentionSensor, FeatureSensor, Fired, Heard, Intervention, Policy, Positions, readers
 from demur.sae.edit import Edits, edit
 from demur.sae.sae import SAE
 from demur.steering.gates import GateState, Late, Seen, wanted_features, wide, widened
@@ -71,8 +71,12 @@ class Session:
         policies: Sequence[Policy],
         prompts: Encoded | None,
         rows: int | None = None,
+        words: bool = False,
     ) -> None:
-        """Rows with a policy and a prompt each; or, with `rows` and no prompts, so many that are free."""
+        """Rows with a policy and a prompt each; or, with `rows` and no prompts, so many that are free.
+
+        With `words`, what gates read of the prompts is kept, and `report` says word by word what they thought.
+        """
         self.like = next(lm.model.parameters())
         self.rows = len(policies) if rows is None else rows
         self.lm, self.saes, self.precision = lm, saes, wide(self.like)
@@ -93,6 +97,8 @@ class Session:
         """Which positions were edited."""
         self.features: dict[str, Tensor] = {}
         """Features that some gate reads, by site."""
+        self.read: dict[str, list[Seen]] | None = {} if words else None
+        """By site, the tokens of prompts that gates read."""
         self.plans: list[Plan] = []
         if prompts is not None:
             self.admit(range(self.rows), policies, prompts)
@@ -222,6 +228,8 @@ class Session:
             if not tokens.any():
                 continue
             seen = Seen(x[tokens], row[tokens], position[tokens], self.saes.get(site), self.features[site])
+            if self.read is not None and not of_reply:
+                self.read.setdefault(site, []).append(seen)
             for plan, gate in readers:
                 mine = seen.of(plan.rows)
                 if not len(mine.row):
@@ -303,6 +311,8 @@ class Session:
                 "hazard": plan.gate.kind(row),
                 "last_turn": plan.gate.by_last_turn(row),
             }
+            if self.read:
+                seen["heard"] = self._heard(plan.gate, row)
             if seen["open"]:
                 seen["dose"] = float(plan.gate.dose()[row])
             if (late := plan.gate.late) is not None:
@@ -315,11 +325,34 @@ class Session:
             )
         return seen
 
+    def _heard(self, gate: GateState, row: int) -> tuple[Heard, ...]:
+        since = int(self.last_turn[row]) if gate.by_last_turn(row) else 0
+        mine = torch.arange(self.rows, device=self.like.device) == row
+        parts = {site: [s.of(mine) for s in (self.read or {}).get(site, ())] for site in gate.gate.sites}
+        if not parts or not all(any(len(s.row) for s in of_site) for of_site in parts.values()):
+            return ()  # nobody said anything, or a guard alone was asked
+        joined = {site: Seen.joined(of_site) for site, of_site in parts.items()}
+        read = {site: seen.where(seen.position >= since) for site, seen in joined.items()}
+        position = next(iter(read.values())).position
+        named = dict.fromkeys(
+            (r.site, f) for r in readers(gate.gate.sensor) if isinstance(r, FeatureSensor) for f in r.features
+        )
+        several = len({site for site, _ in named}) > 1
+        fired: list[dict[str, float]] = [{} for _ in position]
+        for site, feature in named:
+            column = int((self.features[site] == feature).nonzero())
+            for at, value in enumerate(read[site].f[:, column].tolist()):
+                if value > 0:
+                    fired[at][f"{site}/{feature}" if several else str(feature)] = round(value, 2)
+        tokens = [self._word(row, at) for at in position.tolist()]
+        scores = gate.running(row, read).tolist()
+        return tuple(Heard(token=t, score=round(s, 2), fired=f) for t, s, f in zip(tokens, scores, fired, strict=True))
+
     def _with_token(self, row: int, fired: Fired) -> Fired:
-        if fired.position is None:
-            return fired
-        token = int(self.ids[row, fired.position])
-        return fired.model_copy(update={"token": self.lm.tokenizer.decode([token])})
+        return fired if fired.position is None else fired.model_copy(update={"token": self._word(row, fired.position)})
+
+    def _word(self, row: int, position: int) -> str:
+        return self.lm.tokenizer.decode([int(self.ids[row, position])])
 
 
 def _late(late: Late, row: int, length: int, reply_tokens: int) -> dict:
@@ -356,13 +389,13 @@ TAIL = 1
 
 @contextmanager
 def steer(
-    lm: LanguageModel, saes: Mapping[str, SAE], policies: Sequence[Policy], prompts: Encoded
+    lm: LanguageModel, saes: Mapping[str, SAE], policies: Sequence[Policy], prompts: Encoded, words: bool = False
 ) -> Iterator[Session]:
     """Within the block, the model's passes over this batch are steered: one policy per row.
 
     The batch is fed from its first column on, each column once - all at once, or in chunks, or token by token with a
     KV cache. What follows a prompt in its row is its reply: columns behind those of the batch, and padding on the
-    right. `saes` has the SAE of every site that the policies name.
+    right. `saes` has the SAE of every site that the policies name. `words` as in `Session`.
 
     Raises:
         PolicyError: a policy is for another model or SAE, or its gate reads behind its first edit.
@@ -370,7 +403,7 @@ def steer(
     """
     for policy in {p.hash: p for p in policies}.values():
         check(policy, lm, saes)
-    session = Session(lm, saes, policies, prompts)
+    session = Session(lm, saes, policies, prompts, words=words)
     first = prompts.first
     columns_seen = dict.fromkeys(session.sites, 0)
 

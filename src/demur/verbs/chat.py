@@ -79,7 +79,7 @@ def chat_verb(
             history.clear()
             continue
         history.append(Message(role="user", content=text))
-        replies = _answer(lm, saes, history, [steered, NONE] if compare else [steered], settings)
+        replies = _answer(lm, saes, history, [steered, NONE] if compare else [steered], settings, explain)
         _print(steered, replies, known if explain else None, json)
         history.append(Message(role="assistant", content=replies[0].text))
 
@@ -99,9 +99,14 @@ def _lines() -> Iterator[str]:
 
 
 def _answer(
-    lm: LanguageModel, saes: dict[str, SAE], history: list[Message], policies: list[Policy], how: GenerationSettings
+    lm: LanguageModel,
+    saes: dict[str, SAE],
+    history: list[Message],
+    policies: list[Policy],
+    how: GenerationSettings,
+    words: bool,
 ) -> list[Reply]:
-    found = dict(generate(lm, saes, [tuple(history)] * len(policies), policies, how))
+    found = dict(generate(lm, saes, [tuple(history)] * len(policies), policies, how, words=words))
     return [found[i] for i in range(len(policies))]
 
 
@@ -109,6 +114,8 @@ def _print(policy: Policy, replies: list[Reply], known: Known | None, json: bool
     lines = [] if known is None else explained(policy, replies[0], known)
     body = {"policy": policy.name, "reply": replies[0].text, "open": replies[0].steering["open"]}
     body |= {"gate": replies[0].steering["gate"], "edited": replies[0].steering["edited"], "explanation": lines}
+    if known is not None:
+        body["heard"] = [h.model_dump(mode="json") for h in replies[0].steering.get("heard", ())]
     if len(replies) > 1:
         body["plain_reply"] = replies[1].text
     if json:
