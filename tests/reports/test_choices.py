@@ -117,12 +117,12 @@ def test_what_the_gate_thought_word_by_word(tmp_path: Path) -> None:
     rows = transcripts(["gated"], heard=heard)
     told = word_by_word(rows[0], {9: "knives"})
     assert [w.text for w in told] == ["How", " kill", "<script>"]
-    assert [w.share for w in told] == pytest.approx([100 / (1 + math.exp(2)), 100 / (1 + math.exp(-3)), 100])
+    assert [w.share for w in told] == pytest.approx([100 / (1 + math.exp(1)), 100 / (1 + math.exp(-1.5)), 100])
     assert told[1].note == "+3.00; site/7 = 2; 9 “knives” = 1.5; ? = 1"
     write_run(tmp_path, [*transcripts(["none"]), *rows])
     write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert '<span style="--share:95%" title="+3.00; site/7 = 2; 9 = 1.5; ? = 1"> kill</span>' in page
+    assert '<span style="--share:82%" title="+3.00; site/7 = 2; 9 = 1.5; ? = 1"> kill</span>' in page
     assert "<script>" not in page
 
 

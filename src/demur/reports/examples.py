@@ -156,7 +156,7 @@ class Shaded:
 
     text: str
     share: float
-    """From 0 to 100: the logistic of the score."""
+    """From 0 to 100: the logistic of half the score, which tells those between -6 and 6 apart."""
     note: str
 
 
@@ -165,7 +165,7 @@ def word_by_word(t: Transcript, words: dict[int, str]) -> list[Shaded]:
     return [
         Shaded(
             without_marks(h.token) if MARKS.search(h.token) else h.token,
-            100 / (1 + math.exp(-max(min(h.score, 50), -50))),
+            100 / (1 + math.exp(-max(min(h.score, 50), -50) / 2)),
             "; ".join([f"{h.score:+.2f}", *(_active(name, value, words) for name, value in _strongest(h.fired))]),
         )
         for h in t.heard
