@@ -486,3 +486,13 @@ def test_what_the_gate_thought_is_not_kept_unless_asked_for():
     assert "heard" not in seen
     silent = decide(tiny.lm(), tiny.saes(), tiny.said("", TEXTS[0]), gated(ALWAYS), words=True)
     assert silent[0]["heard"] == () and silent[1]["heard"]
+
+
+def test_what_the_gate_thought_of_the_prompt_is_kept_beside_a_gate_on_the_reply_at_another_site():
+    behind = Continuation(sensor=PROBE, opens=9.0, closes=0.0)
+    policy = gated(Gate(sensor=tiny.SENSOR, threshold=-9.0, continuation=behind))
+    assert {PROBE.site, tiny.SENSOR.site} == set(policy.gate.sites) and len(policy.gate.sites) == 2
+    how = GenerationSettings(max_new_tokens=3)
+    ((_, reply),) = generate(tiny.lm(), tiny.saes(), tiny.said(TEXTS[0]), [policy], how, words=True)
+    bare = decide(tiny.lm(), tiny.saes(), tiny.said(TEXTS[0]), policy.prompt_only, words=True)[0]
+    assert reply.steering["heard"] == bare["heard"] != ()

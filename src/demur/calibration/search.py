@@ -102,13 +102,17 @@ def search(ground: Ground, plan: Search, settings: CalibrationSettings, folder: 
 def confirm(
     ground: Ground, best: Sequence[Trial], harmful: Sequence[Prompt], benign: Sequence[Prompt], drawn: int
 ) -> list[Trial]:
-    """The finalists on more prompts, one by one; those that the folder has already are not tried again."""
+    """The finalists on more prompts, one by one; those that the folder has already are not tried again.
+
+    Raises:
+        FileError, SettingsError: what the folder has cannot be read.
+    """
     path = ground.folder / CONFIRMED if ground.folder else None
-    known = {row["number"]: row for row in (whole_lines(path) if path else [])}
+    known = [parse(Trial, row, path, SettingsError) for row in whole_lines(path)] if path else []
     found = []
     for i, trial in enumerate(best, 1):
-        if (row := known.get(trial.number)) is not None and row["params"] == trial.params:
-            found.append(parse(Trial, row, path or CONFIRMED, SettingsError))
+        if same := [t for t in known if _is_of(t, trial, len(harmful), len(benign), drawn)]:
+            found.append(same[0])
             continue
         what = f"trying finalist {i} of {len(best)} on more prompts"
         (made,) = measure(ground, [trial.params], what, harmful, benign, drawn)
@@ -117,6 +121,11 @@ def confirm(
             with path.open("a", encoding="utf-8") as file:
                 file.write(to_line(found[-1].model_dump(mode="json", exclude_none=True)))
     return found
+
+
+def _is_of(made: Trial, trial: Trial, harmful: int, benign: int, drawn: int) -> bool:
+    asked = (made.refused.n, made.benign_refused.n, made.drawn.n if made.drawn else 0)
+    return (made.number, made.params) == (trial.number, trial.params) and asked == (harmful, benign, drawn * harmful)
 
 
 def propose(space: Space, trials: Sequence[Trial], count: int, seed: int) -> list[dict[str, Any]]:

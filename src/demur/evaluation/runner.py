@@ -198,7 +198,7 @@ def usual_replies(
             said = dict.fromkeys(same, ())
         asked = [talk[i] for i in said]
         late = list(said.values()) if policy.gate.continuation is not None else ()
-        for i, seen in zip(said, decide(lm, saes, asked, policy, settings.batch, late, True), strict=True):
+        for i, seen in zip(said, decide(lm, saes, asked, policy, settings.batch, late, words=True), strict=True):
             if not seen["open"]:
                 left.remove(i)
                 yield i, Reply(same[i].reply, same[i].tokens, same[i].finish, seen)

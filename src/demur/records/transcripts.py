@@ -74,7 +74,8 @@ class Transcript(Record):
 
     fired: tuple[Fired, ...] = ()
     heard: tuple[Heard, ...] = ()
-    """Token by token, what the gate read of the prompt, or of its last turn where that is its score."""
+    """Token by token, what the gate read of the prompt, or of its last turn where that is its score. Empty where no gate
+    reads the stream, where nothing was said, and of attacks that search (GCG, recovery)."""
 
 
 class Verdict(Record):

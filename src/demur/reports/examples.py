@@ -1,7 +1,6 @@
 """Which replies the page shows, chosen by a rule and never by hand, failures among them."""
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from demur.records import Feature, FeatureSet, Fired, Transcript, evenly
 from demur.reports.study import PLAIN, Answer, Case, Study, first
 from demur.reports.words import clean, readable
 from demur.steering.explain import MARKS, without_marks
-from demur.steering.policies import find_policy, known_features, names
+from demur.steering.policies import base_of, find_policy, known_features, names
 
 FEATURES = "features.json"
 SHOWN = 6
@@ -133,9 +132,12 @@ def what_fired(t: Transcript, words: dict[int, str]) -> list[str]:
 
 
 def _named(fired: Fired, words: dict[int, str]) -> str:
-    meaning = f" “{words[fired.feature]}”" if words.get(fired.feature) else ""
     where = f" on “{fired.token.strip()}”" if fired.token.strip() else ""
-    return f"{fired.feature}{meaning} = {fired.value:.3g}{where}"
+    return _valued(str(fired.feature), words.get(fired.feature, ""), fired.value) + where
+
+
+def _valued(name: str, meaning: str, value: float) -> str:
+    return f"{name}{f' “{meaning}”' if meaning else ''} = {value:.3g}"
 
 
 def what_the_gate_thought(t: Transcript) -> str:
@@ -178,8 +180,7 @@ def _strongest(fired: dict[str, float]) -> list[tuple[str, float]]:
 
 def _active(name: str, value: float, words: dict[int, str]) -> str:
     number = name.rpartition("/")[2]
-    meaning = words.get(int(number), "") if number.isdecimal() else ""
-    return f"{name}{f' “{meaning}”' if meaning else ''} = {value:.3g}"
+    return _valued(name, words.get(int(number), "") if number.isdecimal() else "", value)
 
 
 def raised_words(study: Study) -> Words:
@@ -191,7 +192,7 @@ def raised_words(study: Study) -> Words:
     for name in study.policies:
         # Of another level or dose it is the same features; of another hash another policy of that name.
         with suppress(PolicyError):  # another policy's name, of the same form
-            if re.split("[:@]", name)[0] in names() and (policy := find_policy(name)).hash == study.hashes[name]:
+            if base_of(name) in names() and (policy := find_policy(name)).hash == study.hashes[name]:
                 found[name] = _in_words(known_features(policy).values())
     return {name: words for name, words in found.items() if words}
 

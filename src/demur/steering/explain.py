@@ -84,7 +84,7 @@ def _heard(heard: Sequence[Heard]) -> list[str]:
 
 
 def _word(heard: Heard) -> str:
-    return MARKS.sub("", heard.token).strip() or "⏎"
+    return without_marks(heard.token) or "⏎"
 
 
 def shares(sensor: Reader | JoinedSensor, factor: float = 1.0) -> dict[tuple[str, int], float]:

@@ -52,7 +52,10 @@ class Seen:
         """What came in several chunks, as if it had come in one."""
         first = parts[0]
         x, row, position = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "row", "position"))
-        return Seen(x, row, position, first.sae, first.features)
+        made = Seen(x, row, position, first.sae, first.features)
+        if first.sae is not None and len(first.features):
+            made.__dict__["f"] = torch.cat([part.f for part in parts])  # as in `where`
+        return made
 
     def of(self, rows: Bool[Tensor, " batch"]) -> "Seen":
         """The tokens of some rows."""
@@ -267,10 +270,11 @@ class AttentionState:
         """The score of one row up to each of its tokens."""
         x = seen.x.to(self.query)
         values = (x @ self.value.T + self.value_bias).view(len(x), *self.sums.shape[1:])
-        # Below the peak of all its tokens, in double precision, so that the first ones' weights are not lost.
+        # In double precision, so that the first tokens' weights are not lost below the peak of all; some 700 below it they
+        # are, and count for nothing.
         logit = (x @ self.query.T).double()
         weight = (logit - logit.amax(0)).exp()[..., None]
-        z = (weight * values).cumsum(0) / weight.cumsum(0)
+        z = (weight * values).cumsum(0) / weight.cumsum(0).clamp_min(torch.finfo(weight.dtype).tiny)
         return (gelu(z.to(values).flatten(1)) * self.out).sum(1) + self.sensor.bias
 
     def fired(self, row: int) -> tuple[Fired, ...]:
@@ -416,14 +420,16 @@ class GateState:
         return self._decide()[0]
 
     def running(self, row: int, seen: Mapping[str, Seen]) -> Float[Tensor, " tokens"]:
-        """What the score of a row was after each token that was read of it, given these at each site."""
-        states = self.last_turn if self.by_last_turn(row) else self.states
+        """What the score of a row was after each token that was read of it, given these at each site: where its score is
+        that of its last turn by itself (`by_last_turn`), those of the last turn."""
+        states = self._states_of(row)
         length = len(next(iter(seen.values())).x)
 
         def so_far(reader: Reader) -> Tensor:
             state = states[reader]
-            if isinstance(reader, GuardSensor) or isinstance(state, GuardState):
+            if isinstance(state, GuardState):
                 return state.scores()[row].expand(length)  # asked once, of the whole
+            assert not isinstance(reader, GuardSensor)
             return state.running(seen[reader.site])
 
         return self._score(self.gate.sensor, so_far)
@@ -446,9 +452,12 @@ class GateState:
 
     def fired(self, row: int) -> tuple[Fired, ...]:
         """The sensors that took part in a row's score."""
-        states = self.last_turn if self.by_last_turn(row) else self.states
+        states = self._states_of(row)
         found = [f for sensor in self.prompt_readers for f in states[sensor].fired(row)]
         return tuple({(f.site, f.feature): f for f in found}.values())
+
+    def _states_of(self, row: int) -> Mapping[Reader, ReaderState]:
+        return self.last_turn if self.by_last_turn(row) else self.states
 
     def by_last_turn(self, row: int) -> bool:
         """Whether a row's score is that of its last turn by itself."""

@@ -41,8 +41,8 @@ def generate(
 ) -> Iterator[tuple[int, Reply]]:
     """Replies as they are made, with the number of the conversation; those of like length go together.
 
-    At most `batch` at a time, fewer where they are long. With `words`, `Reply.steering` says word by word what the gate
-    thought of the prompt (`heard`).
+    At most `batch` at a time, fewer where they are long. With `words`, `Reply.steering` says token by token what the gate
+    thought (`heard`, as in a transcript).
 
     Raises:
         PromptError: a prompt that does not fit the context, before anything is generated.
@@ -98,6 +98,7 @@ def decide(
 
     Only the blocks up to the gate's last site are run. A policy without a gate acts on every prompt. With `replies`
     (token ids), a gate on the reply reads them too: what it would have thought of them, had the model said them.
+    `words` as in `generate`.
     """
     coded = [tokens_and_roles(lm, policy.conversation(c)) for c in conversations]
     return decide_rows(lm, saes, coded, policy, batch, replies, words)

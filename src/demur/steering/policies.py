@@ -60,6 +60,11 @@ def find_policy(name: str) -> Policy:
     raise PolicyError(f"no policy {name!r}: neither a built-in name nor a .toml file; {hint}")
 
 
+def base_of(name: str) -> str:
+    """The name or path of a policy that is given at a dose or level; its own where it is given at none."""
+    return re.split("[:@]", name)[0]
+
+
 def policy_files(name: str) -> list[Path]:
     """The files that `find_policy` reads for a name, those included and the vectors beside them too."""
     plain = name

@@ -18,7 +18,17 @@ from demur.models.guard import guard_of
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
 from demur.models.sites import Site
-from demur.records import AttentionSensor, FeatureSensor, Fired, Heard, Intervention, Policy, Positions, readers
+from demur.records import (
+    AttentionSensor,
+    FeatureSensor,
+    Fired,
+    GuardSensor,
+    Heard,
+    Intervention,
+    Policy,
+    Positions,
+    readers,
+)
 from demur.sae.edit import Edits, edit
 from demur.sae.sae import SAE
 from demur.steering.gates import GateState, Late, Seen, wanted_features, wide, widened
@@ -75,7 +85,8 @@ class Session:
     ) -> None:
         """Rows with a policy and a prompt each; or, with `rows` and no prompts, so many that are free.
 
-        With `words`, what gates read of the prompts is kept, and `report` says word by word what they thought.
+        With `words` (of rows that do not come and go), what gates read of the prompts is kept, and `report` says word by
+        word what they thought.
         """
         self.like = next(lm.model.parameters())
         self.rows = len(policies) if rows is None else rows
@@ -311,8 +322,8 @@ class Session:
                 "hazard": plan.gate.kind(row),
                 "last_turn": plan.gate.by_last_turn(row),
             }
-            if self.read:
-                seen["heard"] = self._heard(plan.gate, row)
+            if self.read is not None:
+                seen["heard"] = self._heard(plan.gate, row, self.read)
             if seen["open"]:
                 seen["dose"] = float(plan.gate.dose()[row])
             if (late := plan.gate.late) is not None:
@@ -325,18 +336,17 @@ class Session:
             )
         return seen
 
-    def _heard(self, gate: GateState, row: int) -> tuple[Heard, ...]:
+    def _heard(self, gate: GateState, row: int, seen_at: Mapping[str, list[Seen]]) -> tuple[Heard, ...]:
         since = int(self.last_turn[row]) if gate.by_last_turn(row) else 0
         mine = torch.arange(self.rows, device=self.like.device) == row
-        parts = {site: [s.of(mine) for s in (self.read or {}).get(site, ())] for site in gate.gate.sites}
+        sensors = [r for r in readers(gate.gate.sensor) if not isinstance(r, GuardSensor)]
+        parts = {site: [s.of(mine) for s in seen_at.get(site, ())] for site in {r.site for r in sensors}}
         if not parts or not all(any(len(s.row) for s in of_site) for of_site in parts.values()):
             return ()  # nobody said anything, or a guard alone was asked
         joined = {site: Seen.joined(of_site) for site, of_site in parts.items()}
         read = {site: seen.where(seen.position >= since) for site, seen in joined.items()}
         position = next(iter(read.values())).position
-        named = dict.fromkeys(
-            (r.site, f) for r in readers(gate.gate.sensor) if isinstance(r, FeatureSensor) for f in r.features
-        )
+        named = dict.fromkeys((r.site, f) for r in sensors if isinstance(r, FeatureSensor) for f in r.features)
         several = len({site for site, _ in named}) > 1
         fired: list[dict[str, float]] = [{} for _ in position]
         for site, feature in named:
@@ -352,7 +362,10 @@ class Session:
         return fired if fired.position is None else fired.model_copy(update={"token": self._word(row, fired.position)})
 
     def _word(self, row: int, position: int) -> str:
-        return self.lm.tokenizer.decode([int(self.ids[row, position])])
+        # Behind the token before it: some tokenizers leave out the space before what they decode first.
+        decode, ids = self.lm.tokenizer.decode, self.ids[row, max(0, position - 1) : position + 1].tolist()
+        before, both = decode(ids[:-1]), decode(ids)
+        return both.removeprefix(before) if both.startswith(before) else decode(ids[-1:])
 
 
 def _late(late: Late, row: int, length: int, reply_tokens: int) -> dict:

@@ -1,6 +1,5 @@
 """`demur inspect`: any file or folder → what it is."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from demur.sae.exchange.foreign import Foreign, even, norms_of
 from demur.sae.exchange.formats import DEMUR, format_of, open_sae, read_foreign
 from demur.steering.describe import described as described_sensor
 from demur.steering.describe import in_words
-from demur.steering.policies import find_policy, names
+from demur.steering.policies import base_of, find_policy, names
 from demur.verbs.find import features_table, held_out_table
 from demur.verbs.found import found_tables
 from demur.verbs.output import drawn, show
@@ -43,7 +42,9 @@ def inspect_verb(path: Path, *, columns: str = "", json: bool = False) -> None:
     """
     if not path.exists() and str(path) in NAMES:
         body, text = described(named_set(str(path)))
-    elif not path.exists() and re.split("[:@]", str(path))[0] in names():
+    elif not path.exists() and (
+        (base := base_of(str(path))) in names() or (base != str(path) and Path(base).is_file())
+    ):
         body, text = _policy(find_policy(str(path)))
     elif not path.exists():
         raise FileError(f"{path} does not exist{nearest(path)}")
