@@ -31,7 +31,8 @@ def shipped_prompts(split: Split) -> PromptSet:
 
     Without a twin are harmless texts to write on touchy subjects (ids `touchy-text`), requests put as a language model puts
     them that was told to make a harmful one harmless (`softened`; a sixth are harmful all the same), bold imperatives and
-    short questions (`bold`; a quarter are), and plain parts to play and long tasks (`part`).
+    short questions (`bold`; a quarter are), plain parts to play and long tasks (`part`), and small talk, advice, texts and
+    small tasks of every day (`everyday`). Twins that are short questions have neither form nor mechanism (`short`).
     """
     with as_file(files("demur.shipped") / "prompts" / f"{split}.jsonl") as path:
         return PromptSet.load(path).model_copy(update={"name": f"demur-{split}"})
