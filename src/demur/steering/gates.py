@@ -7,7 +7,7 @@ threshold was set on such sums, and those of a model in half precision keep two 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -120,8 +120,8 @@ class FeatureState:
 
     def __init__(self, sensor: FeatureSensor, features: Tensor, rows: int, like: Tensor) -> None:
         self.sensor = sensor
-        place = {f: i for i, f in enumerate(features.tolist())}
-        self.columns = torch.tensor([place[f] for f in sensor.features], device=like.device)
+        mine = torch.tensor(sensor.features, device=like.device)
+        self.columns = (mine[:, None] == features).int().argmax(1)
         self.weights = torch.tensor(sensor.weights, device=like.device, dtype=wide(like))
         self.pool = Pool(sensor.pooling, rows, len(sensor.features), like)
 
@@ -357,11 +357,10 @@ class GateState:
         self.prompt_readers = gate.readers
         self._of_stream = tuple(r for r in self.prompt_readers if not isinstance(r, GuardSensor))
         self._sites = {r.site for r in self._of_stream}
-        self.states = {r: _state(r, policy, features, rows, like) for r in gate.every_reader}
+        self._state_of = partial(_state, policy=policy, features=features, rows=rows, like=like)
+        self.states = {r: self._state_of(r) for r in gate.every_reader}
         self.last_turn: dict[Reader, ReaderState] = {}
-        """The same, reading the last turn of rows that have several."""
-        if gate.turns == "either":
-            self.last_turn = {r: _state(r, policy, features, rows, like) for r in self.prompt_readers}
+        """The same, reading the last turn of rows that have several; made when the first such row comes."""
         self.several = torch.zeros(rows, device=like.device, dtype=torch.bool)
         """Rows of which the last turn was read by itself."""
         self.late = None
@@ -390,10 +389,15 @@ class GateState:
         """Takes in tokens of prompts, as they are at one of the gate's sites; `last_turn` says which are of the last of
         several turns."""
         self._update(self.states, site, seen)
-        if self.last_turn and last_turn.any():
+        if self.reads_last_turns and last_turn.any():
             late = seen.where(last_turn)
             self.several[late.row] = True
-            self._update(self.last_turn, site, late)
+            self._update(self._of_last_turns(), site, late)
+
+    def _of_last_turns(self) -> dict[Reader, ReaderState]:
+        if not self.last_turn:
+            self.last_turn = {r: self._state_of(r) for r in self.prompt_readers}
+        return self.last_turn
 
     def _update(self, states: Mapping[Reader, ReaderState], site: str, seen: Seen) -> None:
         for sensor in self._of_stream:
@@ -404,13 +408,13 @@ class GateState:
     @property
     def reads_last_turns(self) -> bool:
         """Whether the last of several turns is read by itself too."""
-        return bool(self.last_turn)
+        return self.gate.turns == "either"
 
     def take(self, sensor: GuardSensor, rows: Sequence[int], scores: Tensor, of_last_turn: bool = False) -> None:
         """Takes in what a guard said of rows' conversations, or of their last turn by itself."""
         at = torch.tensor(list(rows), device=self.several.device)
         self.several[at] |= of_last_turn
-        state = (self.last_turn if of_last_turn else self.states)[sensor]
+        state = (self._of_last_turns() if of_last_turn else self.states)[sensor]
         assert isinstance(state, GuardState)
         state.take(at, scores)
         self._decided = None
