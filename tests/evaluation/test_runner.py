@@ -142,7 +142,9 @@ def test_a_run_takes_more_policies_and_keeps_what_it_has(tmp_path, monkeypatch):
     made = []
     real = runner.generate
     monkeypatch.setattr(
-        runner, "generate", lambda lm, saes, talk, p, *more: made.extend(p) or real(lm, saes, talk, p, *more)
+        runner,
+        "generate",
+        lambda lm, saes, talk, p, *more, **how: made.extend(p) or real(lm, saes, talk, p, *more, **how),
     )
     go(tmp_path / "run", policies=POLICIES[1:])
     assert {p.name for p in made} == {"b"}
@@ -153,9 +155,9 @@ def test_what_a_shut_gate_leaves_alone_is_not_generated_again(tmp_path, monkeypa
     made = []
     real = runner.generate
 
-    def counted(lm, saes, talk, policies, *more):
+    def counted(lm, saes, talk, policies, *more, **how):
         made.append(len(policies))
-        return real(lm, saes, talk, policies, *more)
+        return real(lm, saes, talk, policies, *more, **how)
 
     monkeypatch.setattr(runner, "generate", counted)
     lm, shut = tiny.lm("llama", torch.float64), tiny.policy(name="b", threshold=1e9)
