@@ -29,8 +29,8 @@ from demur.records import (
     ProbeSensor,
     Prompt,
 )
-from demur.steering.gates import AttentionState, Seen
 from demur.steering.generate import decide
+from demur.steering.states import AttentionState, Seen
 from tests import tiny
 
 

@@ -11,11 +11,22 @@ from demur.activations.harvest import read
 from demur.errors import PolicyError
 from demur.models.chat import Role, encode
 from demur.models.generation import GenerationSettings
-from demur.records import AttentionSensor, Continuation, Gate, JoinedSensor, Kind, Level, Message, Policy, ProbeSensor
-from demur.steering.gates import AttentionState, Seen
+from demur.records import (
+    AttentionSensor,
+    CastSensor,
+    Continuation,
+    Gate,
+    JoinedSensor,
+    Kind,
+    Level,
+    Message,
+    Policy,
+    ProbeSensor,
+)
 from demur.steering.generate import decide, generate
 from demur.steering.policies import find_policy
 from demur.steering.session import Session, steer
+from demur.steering.states import AttentionState, Seen, state_of
 from tests import tiny
 
 TEXTS = ("How are you today?", "Tell me of the sea, and of the sky above it.", "No")
@@ -479,6 +490,30 @@ def test_what_the_gate_thought_at_each_word_is_its_score_of_the_words_so_far(rul
                     str(feature): round(float(f[place, feature]), 2) for feature in wanted if f[place, feature] > 0
                 }
                 assert heard.fired == pytest.approx(active, abs=0.011)
+
+
+CAST = CastSensor(site="1.resid_post", vector="v", sign=-1)
+POOLED = (
+    *(tiny.SENSOR, PROBE),
+    *(s.model_copy(update={"pooling": p}) for s in (tiny.SENSOR, PROBE) for p in ("mean", "last")),
+)
+
+
+@pytest.mark.parametrize("sensor", [*POOLED, CAST, ATTENTION], ids=str)
+def test_a_running_score_is_the_score_after_each_token(sensor):
+    like = torch.zeros((), dtype=torch.float64)
+    x = torch.from_numpy(np.random.default_rng(7).normal(size=(9, 32)))
+    sae, every, nought = tiny.saes()["0.resid_post"], torch.arange(4), torch.zeros(9, dtype=torch.long)
+    policy = gated(Gate(sensor=sensor, threshold=0.0))
+    features = every if sensor.kind != "features" else torch.tensor(sensor.features)
+    state = state_of(sensor, policy, {sensor.site: features}, 1, like)
+    whole = Seen(x, nought, torch.arange(9), sae, features)
+    after = []
+    for at in range(9):
+        state.update(whole.where(torch.arange(9) == at))
+        after.append(float(state.scores()[0]))
+    assert len(set(after)) > 1
+    assert state.running(whole).tolist() == pytest.approx(after, abs=1e-9)
 
 
 def test_what_the_gate_thought_is_not_kept_unless_asked_for():

@@ -62,14 +62,14 @@ def find_policy(name: str) -> Policy:
 
 def base_of(name: str) -> str:
     """The name or path of a policy that is given at a dose or level; its own where it is given at none."""
-    return re.split("[:@]", name)[0]
+    while not Path(name).is_file() and ("@" in name or _LEVEL.fullmatch(name)):
+        name = name.rpartition("@")[0] if "@" in name else _LEVEL.fullmatch(name)["base"]  # type: ignore[index]
+    return name
 
 
 def policy_files(name: str) -> list[Path]:
     """The files that `find_policy` reads for a name, those included and the vectors beside them too."""
-    plain = name
-    while not Path(plain).is_file() and ("@" in plain or _LEVEL.fullmatch(plain)):
-        plain = plain.rpartition("@")[0] if "@" in plain else _LEVEL.fullmatch(plain)["base"]  # type: ignore[index]
+    plain = base_of(name)
     path = Path(plain) if Path(plain).suffix == ".toml" else shipped() / "policies" / f"{plain}.toml"
     found: list[Path] = []
     while path not in found:

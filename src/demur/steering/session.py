@@ -7,6 +7,7 @@ batches. Whatever a row needs to know lives in the session and dies with it.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,22 +19,14 @@ from demur.models.guard import guard_of
 from demur.models.hooks import at_blocks
 from demur.models.load import LanguageModel
 from demur.models.sites import Site
-from demur.records import (
-    AttentionSensor,
-    FeatureSensor,
-    Fired,
-    GuardSensor,
-    Heard,
-    Intervention,
-    Policy,
-    Positions,
-    readers,
-)
+from demur.records import AttentionSensor, FeatureSensor, Fired, Intervention, Policy, Positions
 from demur.sae.edit import Edits, edit
 from demur.sae.sae import SAE
-from demur.steering.gates import GateState, Late, Seen, wanted_features, wide, widened
+from demur.steering.gates import GateState, Late, wanted_features, widened
 from demur.steering.guards import asked_of
 from demur.steering.pushes import Pushes
+from demur.steering.states import Seen, wide
+from demur.steering.words import heard
 
 
 @dataclass(frozen=True)
@@ -315,15 +308,20 @@ class Session:
         edited = int(self.edited[row, : length - 1 + reply_tokens].sum())
         seen: dict = {"gate": None, "open": plan.policy.acts, "edited": edited, "fired": ()}
         if plan.gate is not None:
+            word = cache(partial(self._word, row))  # many features are strongest on the same few words
             seen |= {
                 "gate": float(plan.gate.scores()[row]),
                 "open": bool(plan.gate.open()[row]),
-                "fired": tuple(self._with_token(row, f) for f in plan.gate.fired(row)),
+                "fired": tuple(
+                    f if f.position is None else f.model_copy(update={"token": word(f.position)})
+                    for f in plan.gate.fired(row)
+                ),
                 "hazard": plan.gate.kind(row),
                 "last_turn": plan.gate.by_last_turn(row),
             }
             if self.read is not None:
-                seen["heard"] = self._heard(plan.gate, row, self.read)
+                since = int(self.last_turn[row]) if seen["last_turn"] else 0
+                seen["heard"] = heard(plan.gate, row, since, self.read, word)
             if seen["open"]:
                 seen["dose"] = float(plan.gate.dose()[row])
             if (late := plan.gate.late) is not None:
@@ -335,31 +333,6 @@ class Session:
                 for e in i.edits
             )
         return seen
-
-    def _heard(self, gate: GateState, row: int, seen_at: Mapping[str, list[Seen]]) -> tuple[Heard, ...]:
-        since = int(self.last_turn[row]) if gate.by_last_turn(row) else 0
-        mine = torch.arange(self.rows, device=self.like.device) == row
-        sensors = [r for r in readers(gate.gate.sensor) if not isinstance(r, GuardSensor)]
-        parts = {site: [s.of(mine) for s in seen_at.get(site, ())] for site in {r.site for r in sensors}}
-        if not parts or not all(any(len(s.row) for s in of_site) for of_site in parts.values()):
-            return ()  # nobody said anything, or a guard alone was asked
-        joined = {site: Seen.joined(of_site) for site, of_site in parts.items()}
-        read = {site: seen.where(seen.position >= since) for site, seen in joined.items()}
-        position = next(iter(read.values())).position
-        named = dict.fromkeys((r.site, f) for r in sensors if isinstance(r, FeatureSensor) for f in r.features)
-        several = len({site for site, _ in named}) > 1
-        fired: list[dict[str, float]] = [{} for _ in position]
-        for site, feature in named:
-            column = int((self.features[site] == feature).nonzero())
-            for at, value in enumerate(read[site].f[:, column].tolist()):
-                if value > 0:
-                    fired[at][f"{site}/{feature}" if several else str(feature)] = round(value, 2)
-        tokens = [self._word(row, at) for at in position.tolist()]
-        scores = gate.running(row, read).tolist()
-        return tuple(Heard(token=t, score=round(s, 2), fired=f) for t, s, f in zip(tokens, scores, fired, strict=True))
-
-    def _with_token(self, row: int, fired: Fired) -> Fired:
-        return fired if fired.position is None else fired.model_copy(update={"token": self._word(row, fired.position)})
 
     def _word(self, row: int, position: int) -> str:
         # Behind the token before it: some tokenizers leave out the space before what they decode first.
