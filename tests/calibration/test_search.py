@@ -101,6 +101,9 @@ def test_parameters_become_the_policy_that_they_say():
     assert {e.feature: e.value for e in act.edits} == pytest.approx({3: 1.3 * 4.0, 11: 1.3 * 2.0})
     assert (act.positions, act.onset, act.hold, act.decay) == ("user", 2, 8, 4)
     assert policy.gate.soft == pytest.approx(0.5 * tried.spread)
+    assert {e.operation for e in act.edits} == {"add"}
+    clamping = ground(None, SETTINGS.model_copy(update={"operation": "clamp"})).policy(params).interventions[0]
+    assert {e.operation for e in clamping.edits} == {"clamp"}
     none = {f"feature {f}": False for f in (3, 7, 11)}
     assert set(tried.raised(params | none)) == {3}, "one is always raised"
     whole = tried.policy(dict(plan().starts[0]) | {"hold": 0, "decay": 8}).interventions[0]

@@ -103,7 +103,7 @@ def test_the_table_of_what_catches_what_is_true(found):
 def test_the_plain_model_is_no_worse_than_itself(found):
     plain = found["none"]
     assert (plain.changes, plain.worse, plain.n) == ({}, [], len(GOOD))
-    assert set(plain.figures) == set(FIGURES)
+    assert set(plain.figures) == set(FIGURES) - {"reasons", "offers"}
     nats = plain.figures["nats"]
     assert plain.perplexity.mean == pytest.approx(math.exp(nats.mean))
     assert 5 < plain.perplexity.low < plain.perplexity.high < 100
@@ -204,6 +204,7 @@ def test_replies_are_told_apart_by_label_and_outcome():
     }
     refusals = found["a", "harmful", "refusals"]
     assert set(refusals.figures) == set(FIGURES) - {"relevance", "informativeness", "informative_words"}
+    assert (refusals.figures["reasons"].mean, refusals.figures["offers"].mean) == (0, 1)
     assert (refusals.figures["self_bleu"].mean, refusals.changes) == (pytest.approx(1), {})
     # The same words to the same prompts: nothing has changed, and nothing is scored in both groups for nothing.
     for name in ("all", "answers"):

@@ -1,5 +1,8 @@
 """Measures of words against loops that take the long way, sacrebleu and sklearn."""
 
+import json
+from importlib.resources import files
+
 import pytest
 import sacrebleu
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from demur.evaluation.wording import (
     informative,
     informativeness,
     likeness,
+    manners,
     pieces,
     repetition,
     self_bleu,
@@ -133,3 +137,15 @@ def test_words_that_answer_every_prompt_answer_none():
 def test_replies_to_one_prompt_may_have_words_in_common():
     adds = [{"yeast"}] * 3 + [{f"word{i}"} for i in range(9)]
     assert informativeness(["a"] * 3 + list(range(9)), adds, [1] * 12)[1][0] == [1.0] * 12
+
+
+def test_reasons_and_offers_are_known_in_the_refusals_that_we_wrote():
+    parts = json.loads(files("demur.shipped").joinpath("refusals.json").read_text(encoding="utf-8"))
+    for name, expected in (("openings", (0, 0)), ("reasons", (1, 0)), ("offers", (0, 1))):
+        for text in filter(None, parts[name]):
+            (why, _), (offers, _) = manners([text])
+            told = (int(why[0]), int(offers[0]))
+            # An offer of a helpline may name the harm as well.
+            assert told == expected or (name == "offers" and told[1] == 1), f"{text}: {told}"
+    (why, sizes), (offers, _) = manners(["I can't help with that. It is illegal. Let me know if you need more.", "No."])
+    assert (why, offers, sizes) == ([1.0, 0.0], [1.0, 0.0], [1.0, 1.0])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from demur.records import Edit
 from demur.sae.edit import Edits, edit
 from demur.sae.rules import top_k
+from demur.sae.sae import SAE
 from tests import tiny
 
 X = torch.randn(20, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -41,6 +42,18 @@ def test_edit_is_the_naive_loop(operation, keep_error):
     edits = [Edit(feature=f, operation=operation, value=1.5) for f in (0, 13, 40)]
     found = edit(X, tiny.sae(), Edits.of(edits, X), keep_error)
     torch.testing.assert_close(found, naive(X, edits, keep_error), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_adding_is_the_same_among_other_edits_and_encodes_nothing(monkeypatch, dtype):
+    x, scale = X.to(dtype), torch.linspace(0.5, 2, len(X), dtype=dtype)[:, None]
+    adds = [Edit(feature=f, operation="add", value=1.5 + f) for f in (0, 13, 40)]
+    beside = Edit(feature=7, operation="scale", value=1.0)  # changes nothing, but has to know its feature's activation
+    general = edit(x, tiny.sae(), Edits.of([*adds, beside], x), scale=scale)
+    monkeypatch.setattr(SAE, "encode_sparse", None)
+    found = edit(x, tiny.sae(), Edits.of(adds, x), scale=scale)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, general, atol=1e-12 if dtype == torch.float64 else 0.1, rtol=0)
 
 
 def test_clamping_to_the_present_value_changes_nothing():

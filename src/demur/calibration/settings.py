@@ -64,6 +64,9 @@ class CalibrationSettings(Settings):
     """Doses that the search starts from and stays between, as multiples of the levels that `demur find` gave."""
     positions: tuple[Positions, ...] = Field(default=("reply", "user"), min_length=1)
     """Where the features may be raised behind a gate."""
+    operation: Literal["add", "clamp"] = "add"
+    """What is done to the features behind a gate: `add` to their activations, which takes a sum of vectors at each token of
+    the reply; or `clamp` these, for which the SAE has to encode it. Where they are not active it is the same."""
     most_features: int = Field(default=4, gt=0)
     """Most refusal features raised together, where they were found one by one."""
     tried: int = Field(default=32, gt=0)

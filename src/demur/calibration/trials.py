@@ -90,16 +90,18 @@ class Ground:
     settings: CalibrationSettings
 
     def raised(self, params: Params) -> dict[int, float]:
-        """The features and the values to which they are clamped; the first, where none is to be."""
+        """The features and the amounts by which they are raised, or to which; the first, where none is to be."""
         chosen = [f for f in self.actuators if params.get(f"feature {f.id}", True)] or [self.actuators[0]]
         return {f.id: params["dose"] * f.level for f in chosen}
 
     def policy(self, params: Params, name: str = "trial") -> Policy:
         """The policy that acts so, behind its gate."""
         hold = params.get("hold", WHOLE)
+        # What has no gate is the paper's, which clamps.
+        operation = self.settings.operation if self.base.gate is not None else "clamp"
         act = Intervention(
             site=self.bench.sae.config.site,
-            edits=tuple(Edit(feature=f, operation="clamp", value=v) for f, v in self.raised(params).items()),
+            edits=tuple(Edit(feature=f, operation=operation, value=v) for f, v in self.raised(params).items()),
             positions=params["positions"],
             onset=params.get("onset", 0),
             hold=None if hold == WHOLE else hold,

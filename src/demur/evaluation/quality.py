@@ -33,6 +33,7 @@ from demur.evaluation.wording import (
     informative,
     informativeness,
     likeness,
+    manners,
     pieces,
     repetition,
 )
@@ -72,6 +73,8 @@ FIGURES: dict[str, Figure] = {
     "informativeness": Figure("New content words, particular to the prompt, as a share of the reply's words.", "lower"),
     "informative_words": Figure("How many such words a reply has.", "lower"),
     "tokens": Figure("Tokens of a reply.", "lower"),
+    "reasons": Figure("Refusals that say why, as a share of all.", "lower"),
+    "offers": Figure("Refusals that offer something else, or point elsewhere, as a share of all.", "lower"),
 }
 """Formulas and their sources are in `wording.py`; nats, in `surprise`."""
 
@@ -86,8 +89,8 @@ class Quality(Record):
     """all: whatever it said; answers: what the judge does not call refusing; refusals: what it calls refused."""
     n: int
     figures: dict[str, Mean]
-    """By name, see FIGURES. One that no reply has anything to say of is left out, and what asks whether the prompt was
-    answered is not asked of refusals."""
+    """By name, see FIGURES. One that no reply has anything to say of is left out; what asks whether the prompt was answered
+    is not asked of refusals of harm, and reasons and offers are asked of refusals alone."""
     changes: dict[str, Mean]
     """The figures less the plain model's, on the benign prompts to which both have replies of this sort."""
     cut: Rate
@@ -146,6 +149,9 @@ def quality(
         changes: dict[str, Mean] = {}
         if label == "benign" and digest != NONE.hash and (label, sort) in plain:
             changes = measure.changes(rows, plain[label, sort], seed)
+        columns = measure.columns(rows)
+        if sort == "refusals":
+            columns["reasons"], columns["offers"] = manners([t.reply for t in rows])
         found.append(
             Quality(
                 policy=policy,
@@ -154,9 +160,9 @@ def quality(
                 replies=sort,
                 n=len(rows),
                 figures={
-                    name: Mean.of(*columns, _pairs(rows), seed)
-                    for name, columns in measure.columns(rows).items()
-                    if any(columns[1])
+                    name: Mean.of(sums, sizes, _pairs(rows), seed)
+                    for name, (sums, sizes) in columns.items()
+                    if any(sizes)
                 },
                 changes=changes,
                 cut=Rate.of(sum(t.finish == "length" for t in rows), len(rows)),

@@ -20,6 +20,11 @@ class Edits:
     operations: tuple[str, ...]
     values: Tensor
 
+    @property
+    def only_add(self) -> bool:
+        """Whether the change is the same whatever the activations are."""
+        return set(self.operations) == {"add"}
+
     @classmethod
     def of(cls, edits: Sequence[Edit], like: Tensor) -> "Edits":
         """Edits in the precision and on the device of `like`."""
@@ -64,8 +69,11 @@ def edit(
     `f_j(x)` comes from the full encode: a feature outside the Top-k has activation 0, and a clamped feature displaces
     none. With `keep_error`, what the SAE does not reconstruct stays in place; without, the result is the decoded
     activations alone, the plain splice of O'Brien et al. (arXiv 2411.11296). `scale` multiplies what features are
-    clamped to or raised by, token by token.
+    clamped to or raised by, token by token. Where all are added to, nothing has to be encoded: `f'_j − f_j` is known.
     """
+    if edits.only_add and keep_error:
+        amounts = edits.values if scale is None else edits.values * scale
+        return (x + amounts.to(sae.W_dec) @ sae.W_dec[edits.features]).to(x)
     values, indices = sae.encode_sparse(x)
     f = dense(values, indices, sae.config.d_sae)[:, edits.features]
     change = (edits.apply(f, scale) - f) @ sae.W_dec[edits.features]  # in the SAE's precision, as the sum is
