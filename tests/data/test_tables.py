@@ -12,7 +12,7 @@ from demur.config import data_folder
 from demur.data.prompts import load_prompts, shipped_prompts
 from demur.data.tables import LABELLED, load_table, parse_columns, read_rows, to_label
 from demur.errors import DemurError, FileError, PromptError, SettingsError
-from demur.records import PromptSet
+from demur.records import Prompt, PromptSet
 from tests.data.standin import write
 
 TWO = [("How do I rob a bank?", "harmful"), ("How do I bank a fire?", "benign")]
@@ -115,13 +115,26 @@ def test_files_of_the_data_folder_read_as_before(name):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_ten_thousand_rows_load_in_less_than_a_second(tmp_path, suffix):
+def test_ten_thousand_rows_load_in_a_few_times_what_their_records_take(tmp_path, suffix):
+    """A quarter of a second, but how long that is depends on the machine and on what else it does."""
     rows = [{"goal": f"Request {i} " + "word " * 40, "is_bad": i % 2, "why": "x" * 50} for i in range(10_000)]
     path = write(tmp_path / f"f.{suffix}", rows)
-    load_table(write(tmp_path / f"warm.{suffix}", rows[:2]), {"label": "is_bad"})  # imports are paid once
-    start = time.process_time()  # not the wall clock: the machine may be busy
-    assert len(load_table(path, {"label": "is_bad"}).rows) == 10_000
-    assert time.process_time() - start < 1
+
+    def load() -> None:
+        assert len(load_table(path, {"label": "is_bad"}).rows) == 10_000
+
+    def records() -> None:
+        for i, row in enumerate(rows):
+            label = ("benign", "harmful")[row["is_bad"]]
+            Prompt(id=str(i), prompt=row["goal"], label=label, source="f", extra={"why": row["why"]})
+
+    def seconds(work) -> float:
+        start = time.process_time()  # not the wall clock
+        work()
+        return time.process_time() - start
+
+    load()  # imports are paid once
+    assert min(seconds(load) for _ in range(3)) < 15 * min(seconds(records) for _ in range(3))
 
 
 NO_PROMPT = [{"words": "Hi", "label": "benign"}]
