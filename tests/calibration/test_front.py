@@ -92,6 +92,11 @@ def test_ways_that_differ_in_name_only_take_one_place_among_the_finalists():
     assert [t.number for t in finalists([*same, other], 2)] == [0, 9]
 
 
+def test_of_ways_that_differ_in_when_they_end_the_mildest_that_refuses_as_much_is_a_finalist():
+    whole, ending, less = trial(0, 90, kl=2.0, hold=0), trial(1, 90, kl=0.5, hold=16), trial(2, 80, kl=0.1, hold=8)
+    assert [t.number for t in finalists([whole, ending, less, trial(3, 85, dose=1.1)], 3)] == [1, 3, 2]
+
+
 def test_a_dose_with_some_to_spare_is_a_finalist_beside_one_that_is_just_enough():
     enough, spare = trial(0, 90, kl=0.001, dose=0.9), trial(1, 90, kl=0.01).model_copy(update={"nats": 1.0})
     worse = trial(2, 60, kl=0.0001)

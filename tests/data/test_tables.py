@@ -134,7 +134,7 @@ def test_ten_thousand_rows_load_in_a_few_times_what_their_records_take(tmp_path,
         return time.process_time() - start
 
     load()  # imports are paid once
-    assert min(seconds(load) for _ in range(3)) < 15 * min(seconds(records) for _ in range(3))
+    assert min(seconds(load) for _ in range(3)) < 10 * min(seconds(records) for _ in range(3))
 
 
 NO_PROMPT = [{"words": "Hi", "label": "benign"}]

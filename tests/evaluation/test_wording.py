@@ -141,11 +141,11 @@ def test_replies_to_one_prompt_may_have_words_in_common():
 
 def test_reasons_and_offers_are_known_in_the_refusals_that_we_wrote():
     parts = json.loads(files("demur.shipped").joinpath("refusals.json").read_text(encoding="utf-8"))
-    for name, expected in (("openings", (0, 0)), ("reasons", (1, 0)), ("offers", (0, 1))):
+    for name, reasoned, offered in (("openings", 0, 0), ("reasons", 1, 0), ("offers", 0, 1)):
         for text in filter(None, parts[name]):
             (why, _), (offers, _) = manners([text])
-            told = (int(why[0]), int(offers[0]))
+            assert offers == [offered], text
             # An offer of a helpline may name the harm as well.
-            assert told == expected or (name == "offers" and told[1] == 1), f"{text}: {told}"
+            assert name == "offers" or why == [reasoned], text
     (why, sizes), (offers, _) = manners(["I can't help with that. It is illegal. Let me know if you need more.", "No."])
     assert (why, offers, sizes) == ([1.0, 0.0], [1.0, 0.0], [1.0, 1.0])

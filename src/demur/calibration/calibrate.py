@@ -141,6 +141,7 @@ def _paper(
     base = Policy(
         name="trial", model=bench.lm.name, model_hash=bench.lm.hash, saes={bench.sae.config.site: bench.sae.hash}
     )
+    settings = settings.model_copy(update={"operation": "clamp"})  # as published
     actuators = features.actuators()[:1]
     ground = _ground(bench, base, actuators, validation, None, settings, folder)
     plan = around(actuators, ("all",), settings, gated=False, ranked=True)

@@ -1,6 +1,7 @@
 """The Pareto front of the trials, and the rule that takes the operating point from it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from demur.calibration.settings import CalibrationSettings
 from demur.calibration.trials import Trial
@@ -8,6 +9,8 @@ from demur.records import Positions
 
 MILD: tuple[Positions, ...] = ("reply", "prompt", "user", "all")
 """Positions, those at which least is changed first."""
+ENDING = ("hold", "decay")
+"""Parameters of a way to act that say when it ends."""
 PRICE = 0.5
 """What a harmless request refused weighs against a harmful one when finalists are picked; as in `demur find`."""
 MOST = 0.5
@@ -28,12 +31,18 @@ def finalists(trials: Sequence[Trial], count: int) -> list[Trial]:
     """The most promising trials: most harm refused, less degenerate replies and half of the benign refused.
 
     Of all, not of the front alone: on few prompts a dose that is just enough ties with one that has some to spare, and
-    with less KL beats it; which of them holds is what the finals are for.
+    with less KL beats it; which of them holds is what the finals are for. Of ways that differ only in when they end, one:
+    what is said is settled in the first words (decision 18), so the one with least KL of those that refuse as much.
     """
-    # Of ways that differ in name only, such as a decay after a dose that never falls, one.
-    different = {t.aims: t for t in reversed(trials)}.values()
-    ranked = sorted(reversed(different), key=lambda t: -(t.aims[0] - PRICE * t.benign_refused.rate))
-    return ranked[:count]
+
+    def promise(t: Trial) -> float:
+        return t.aims[0] - PRICE * t.benign_refused.rate
+
+    best: dict[tuple[Any, ...], Trial] = {}
+    for t in sorted(trials, key=lambda t: t.kl):
+        same = tuple((name, value) for name, value in sorted(t.params.items()) if name not in ENDING)
+        best.setdefault((promise(t), *same), t)
+    return sorted(best.values(), key=lambda t: (-promise(t), t.number))[:count]
 
 
 def choose(trials: Sequence[Trial], settings: CalibrationSettings) -> tuple[Trial, str]:

@@ -44,8 +44,7 @@ def around(
     """Features in and out, doses between the lowest and the highest, positions, the dose's course over tokens and risk.
 
     It begins with all features (ranked ones: the first, the first two …) at the dose found, at each of the positions; then
-    with all of them ending after a while (behind a gate), at the dose found and at lower ones, since the first of many that
-    refuse alike are tried on more prompts; and at the other doses to the end.
+    with all of them at the lower doses, ending after a while (behind a gate), and at the other doses to the end.
     """
     doses = sorted(settings.doses)
     space: dict[str, Range | tuple[Any, ...]] = {"dose": Range(doses[0], doses[-1]), "positions": tuple(positions)}
@@ -57,8 +56,7 @@ def around(
     counts = range(1, len(actuators) + 1) if ranked else [len(actuators)]
     points: list[tuple[int, Any, Any, dict[str, int]]]
     points = [(count, at, usual, {}) for count in reversed(counts) for at in positions]
-    lower = [dose for dose in reversed(doses) if dose <= usual]
-    points += [(len(actuators), positions[0], dose, e) for dose in lower if gated for e in ENDINGS]
+    points += [(len(actuators), positions[0], dose, e) for dose in doses if gated and dose <= usual for e in ENDINGS]
     points += [(len(actuators), positions[0], dose, {}) for dose in doses if dose != usual]
     starts = []
     for count, at, dose, course in points:

@@ -97,11 +97,11 @@ class Ground:
     def policy(self, params: Params, name: str = "trial") -> Policy:
         """The policy that acts so, behind its gate."""
         hold = params.get("hold", WHOLE)
-        # What has no gate is the paper's, which clamps.
-        operation = self.settings.operation if self.base.gate is not None else "clamp"
         act = Intervention(
             site=self.bench.sae.config.site,
-            edits=tuple(Edit(feature=f, operation=operation, value=v) for f, v in self.raised(params).items()),
+            edits=tuple(
+                Edit(feature=f, operation=self.settings.operation, value=v) for f, v in self.raised(params).items()
+            ),
             positions=params["positions"],
             onset=params.get("onset", 0),
             hold=None if hold == WHOLE else hold,

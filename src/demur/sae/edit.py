@@ -34,11 +34,15 @@ class Edits:
             values=torch.tensor([e.value for e in edits], device=like.device, dtype=like.dtype),
         )
 
+    def amounts(self, scale: Float[Tensor, "tokens 1"] | None = None) -> Float[Tensor, "... edits"]:
+        """The values, in the SAE's units; with `scale`, of every token."""
+        return self.values if scale is None else self.values * scale
+
     def apply(
         self, f: Float[Tensor, "tokens edits"], scale: Float[Tensor, "tokens 1"] | None = None
     ) -> Float[Tensor, "tokens edits"]:
         """What the edited features' activations become; amounts are multiplied by `scale`, factors are not."""
-        amounts = self.values.expand_as(f) if scale is None else self.values * scale
+        amounts = self.amounts(scale).expand_as(f)
         if set(self.operations) == {"clamp"}:
             return amounts  # as below, at once: most policies do nothing else, at every token
         columns = [
@@ -72,8 +76,7 @@ def edit(
     clamped to or raised by, token by token. Where all are added to, nothing has to be encoded: `f'_j − f_j` is known.
     """
     if edits.only_add and keep_error:
-        amounts = edits.values if scale is None else edits.values * scale
-        return (x + amounts.to(sae.W_dec) @ sae.W_dec[edits.features]).to(x)
+        return (x + edits.amounts(scale).to(sae.W_dec) @ sae.W_dec[edits.features]).to(x)
     values, indices = sae.encode_sparse(x)
     f = dense(values, indices, sae.config.d_sae)[:, edits.features]
     change = (edits.apply(f, scale) - f) @ sae.W_dec[edits.features]  # in the SAE's precision, as the sum is
